@@ -1,0 +1,39 @@
+"""The machine is the one that was ordered."""
+
+import pytest
+
+
+@pytest.mark.spec("host.cpu.*", "host.memory.*", "host.board.*", "host.bios.*", "host.os.*", "host.kernel.*")
+def test_host(host, accept):
+    """CPU, memory, board, operating system and kernel are as ordered."""
+    accept(host.inventory())
+
+
+@pytest.mark.spec("host.psu", "host.chassis")
+def test_attested(host, accept):
+    """What no sensor shows was looked at by a named person."""
+    accept(host.attested())
+
+
+@pytest.mark.spec("software.*")
+def test_software(host, accept):
+    """The delivered software has the ordered versions."""
+    accept(host.software())
+
+
+@pytest.mark.spec("gpu.count", "gpu.driver.*", "gpu.cuda.*", "gpu.power.limit_uniform")
+def test_gpus_together(host, accept):
+    """The GPUs are all there, on the ordered driver, under one power limit."""
+    accept(host.probe("gpu.inventory"))
+
+
+@pytest.mark.spec("gpu.name", "gpu.memory", "gpu.compute_capability", "gpu.power.limit", "gpu.persistence")
+def test_gpu(gpu, accept):
+    """Every GPU is the ordered model, in the ordered state."""
+    accept(gpu.inventory())
+
+
+@pytest.mark.spec("nvme.count")
+def test_drives(host, accept):
+    """The drives are all there."""
+    accept(host.probe("nvme.inventory"))

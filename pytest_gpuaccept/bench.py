@@ -1,0 +1,192 @@
+"""The table: (metric, device) -> outcome, filled by running each probe once.
+
+Owns who runs when, what a failure means for the lines behind it, and that everything lands in the
+evidence. Must not judge: what an outcome is worth is verdict.py's business.
+"""
+
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.measurement import Measurement, Metric, NotMeasured, Outcome, Provenance, number
+from pytest_gpuaccept.probe import Catalogue, Probe, Site
+from pytest_gpuaccept.profile import Profile
+from pytest_gpuaccept.world import World
+
+NO_METHOD = "no live method yet"
+NOT_RECORDED = "not recorded"
+
+
+class Journal(Protocol):
+    """Where a bench writes what happens; the evidence writer is one."""
+
+    def record(self, kind: str, **body: object) -> None:
+        """Append one record."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Append a measurement, or the absence of one."""
+
+    def attach(self, name: str, text: str) -> str:
+        """Keep raw text and return its digest."""
+
+
+class Bench:
+    """Runs probes on first use and remembers what they said, failures included.
+
+    With a world it measures; without one it only knows its table, and what is not in it is
+    "not recorded": a replay never falls through to live hardware.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        catalogue: Catalogue,
+        journal: Journal,
+        world: World | None = None,
+        recorded: Mapping[tuple[str, str], Outcome] | None = None,
+    ) -> None:
+        """Start from what was recorded and what was attested.
+
+        `hold`, once set, is the reason why probes that load the machine are not started.
+        """
+        self.profile, self.catalogue = profile, catalogue
+        self._journal, self._world = journal, world
+        self._done: set[tuple[str, str]] = set()
+        self.hold = ""
+        self.table: dict[tuple[str, str], Outcome] = {}
+        for outcome in (recorded or {}).values():
+            if not self._derived(outcome.metric):
+                self._keep(outcome)
+        for outcome in attestations(profile, catalogue):
+            self._keep(outcome)
+
+    def outcome(self, metric: str, device: str) -> Outcome:
+        """Return what is known of a metric on a device, running its probe if nobody asked before."""
+        if (metric, device) not in self.table:
+            declared = self.catalogue.metrics[metric]
+            if declared.derive:
+                self._keep(self._calculate(declared, device))
+            else:
+                probe = self.catalogue.home(metric)
+                self.run(probe, device if declared.kind == probe.kind else "host")
+        absent = NotMeasured(metric, device, f"the profile has no {device}")
+        return self.table.setdefault((metric, device), absent)
+
+    def run(self, probe: Probe, device: str) -> dict[str, Outcome]:
+        """Run a probe on a device unless it ran before; return the outcomes of all its metrics."""
+        if (probe.name, device) not in self._done:
+            self._done.add((probe.name, device))
+            self._run_once(probe, device)
+        return {metric.id: self.outcome(metric.id, where) for metric, where in self._places(probe, device)}
+
+    def unavailable(self, probe: Probe) -> str:
+        """Say why a probe cannot run here, with the remedy; '' when it can."""
+        if self._world is None:
+            return NOT_RECORDED
+        if probe.driver:
+            try:
+                self._world.nvml()
+            except Unmeasurable as error:
+                return str(error)
+        if probe.measure is None:
+            return f"{NO_METHOD}: {probe.name} is declared, and so far only judged from recorded evidence"
+        if missing := [tool for tool in probe.tools if not self._world.has(tool)]:
+            return f"{', '.join(missing)} not found; install with: apt-get install {' '.join(missing)}"
+        return ""
+
+    def _run_once(self, probe: Probe, device: str) -> None:
+        if reason := self.unavailable(probe) or (self.hold if probe.load else ""):
+            self._fill(probe, device, reason)
+            return
+        self._journal.record("probe", name=probe.name, device=device, phase=probe.phase)
+        reason = f"{probe.name} did not report it"
+        try:
+            for outcome in self._measure(probe, device):
+                self._keep(outcome)
+        except Unmeasurable as error:
+            reason = str(error)
+        except BaseException as error:
+            reason = f"{probe.name} failed: {type(error).__name__}: {error}"
+            self._journal.attach(f"traceback {probe.name} {device}", traceback.format_exc())
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._fill(probe, device, reason)
+
+    def _measure(self, probe: Probe, device: str) -> Iterable[Outcome]:
+        if probe.measure is None or self._world is None:
+            return
+        params = {**probe.params, **self.profile.params.get(probe.name, {})}
+        site = Site(self._world, self.profile, device, params, self._journal.attach)
+        declared = {metric.id for metric in probe.metrics if not metric.derive}
+        for outcome in probe.measure(site):
+            if outcome.metric not in declared:
+                message = f"{probe.name} yielded {outcome.metric}, which it does not declare"
+                raise Unmeasurable(message)
+            yield outcome
+
+    def _fill(self, probe: Probe, device: str, reason: str) -> None:
+        """Give every metric that the probe left open its reason, so that nobody asks twice."""
+        for metric, where in self._places(probe, device):
+            if not metric.derive and (metric.id, where) not in self.table:
+                self._keep(NotMeasured(metric.id, where, reason))
+
+    def _places(self, probe: Probe, device: str) -> Iterable[tuple[Metric, str]]:
+        """Yield the probe's metrics with their device: its own, or all of the metric's kind."""
+        for metric in probe.metrics:
+            own = metric.kind == probe.kind
+            for where in (device,) if own else self.profile.devices.get(metric.kind, ()):
+                yield metric, where
+
+    def _keep(self, outcome: Outcome) -> None:
+        if self.table.setdefault((outcome.metric, outcome.device), outcome) is outcome:
+            self._journal.outcome(outcome)
+
+    def _derived(self, metric: str) -> bool:
+        declared = self.catalogue.metrics.get(metric)
+        return declared is not None and declared.derive is not None
+
+    def _calculate(self, metric: Metric, device: str) -> Outcome:
+        try:
+            return metric.derive(_Inputs(self, device)) if metric.derive else NotMeasured(metric.id, device, "")
+        except Unmeasurable as error:
+            return NotMeasured(metric.id, device, str(error))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            return NotMeasured(metric.id, device, f"cannot be calculated: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """A derivation's view of the bench; see probe.Inputs."""
+
+    bench: Bench
+    device: str
+
+    @property
+    def profile(self) -> Profile:
+        return self.bench.profile
+
+    def get(self, metric: str, device: str | None = None) -> Measurement:
+        outcome = self.bench.outcome(metric, device or self.device)
+        if isinstance(outcome, NotMeasured):
+            where = "" if outcome.device == self.device else f"[{outcome.device}]"
+            message = f"needs {metric}{where}: {outcome.reason}"
+            raise Unmeasurable(message)
+        return outcome
+
+    def number(self, metric: str, device: str | None = None) -> float:
+        value = number(self.get(metric, device).value)
+        if value is None:
+            message = f"needs a number in {metric}[{device or self.device}]"
+            raise Unmeasurable(message)
+        return value
+
+
+def attestations(profile: Profile, catalogue: Catalogue) -> Iterable[Measurement]:
+    """Yield the values that a named person took by looking."""
+    for a in profile.attested:
+        attested: Provenance = "attested"
+        note = f"attested by {a.who} on {a.when}, who looked at: {a.looked_at}"
+        yield Measurement(a.line, a.device, a.value, catalogue.metrics[a.line].unit, attested, note=note)

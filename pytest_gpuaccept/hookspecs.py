@@ -1,0 +1,11 @@
+"""The hook by which a project adds probes of its own."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_gpuaccept.probe import Probe
+
+
+def pytest_gpuaccept_probes() -> "Sequence[Probe]":  # type: ignore[empty-body]
+    """Return probes to add to the shipped ones; called once, before collection."""

@@ -1,0 +1,180 @@
+"""What makes a spec line believable: rules over a resolved profile, all mistakes at once. Pure.
+
+Owns the physics and vocabulary rules of design: undeclared metrics, wrong units, limits that
+cannot fail or cannot be met. Must not read files; loader.py does.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pytest_gpuaccept.errors import did_you_mean
+from pytest_gpuaccept.measurement import Metric
+from pytest_gpuaccept.probe import Catalogue
+from pytest_gpuaccept.profile import Line, Profile
+
+LOWEST_FLOOR = 0.30
+"""A floor below this share of the datasheet rate cannot fail: DCGM ships five memory-bandwidth
+floors that are 10 to 1000 times too low, and healthy cards reach 0.6 and more."""
+PHYSICS_LINES = ("gpu.gemm.efficiency", "gpu.copy.device")
+DEVICE_IDS = {"nvme": r"(nvme|disk)\d+", "nic": r"nic\d+", "vllm": "vllm", "llamacpp": "llamacpp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong with a profile, card, waiver or attestation, and where."""
+
+    file: str
+    line: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Write `FILE: line ID: key KEY: REASON`, leaving out what does not apply."""
+        parts = [self.file, f"line {self.line}" if self.line else "", f"key {self.key}" if self.key else ""]
+        return ": ".join([*(part for part in parts if part), self.reason])
+
+
+def check(profile: Profile, catalogue: Catalogue, file: str) -> list[Mistake]:
+    """Return every mistake of a resolved profile."""
+    found = [m for line in profile.lines.values() for m in _check_line(line, profile, catalogue)]
+    found += [Mistake(file, "", f"devices.{kind}", reason) for kind, reason in _check_devices(profile)]
+    found += [Mistake(file, "", key, reason) for key, reason in _check_params(profile, catalogue)]
+    found += [Mistake(file, name, "severity", reason) for name, reason in _check_physics_lines(profile)]
+    found += _check_named(profile, catalogue, file)
+    return found
+
+
+def _check_line(line: Line, profile: Profile, catalogue: Catalogue) -> Iterator[Mistake]:
+    metric = catalogue.metrics.get(line.id)
+    if metric is None:
+        near = did_you_mean(line.id, catalogue.metrics)
+        yield Mistake(line.file, line.id, "", f"no probe declares this metric{near}")
+        return
+    rules = (_unit, _shape, _order, _guard, _rate, _temperature, _devices)
+    for key, reason in (flaw for rule in rules for flaw in rule(line, metric, profile)):
+        yield Mistake(line.file, line.id, key, reason)
+
+
+Flaws = Iterable[tuple[str, str]]
+
+
+def _unit(line: Line, metric: Metric, _: Profile) -> Flaws:
+    if line.unit != metric.unit:
+        yield "unit", f"{line.unit!r}, but the metric is measured in {metric.unit!r}"
+
+
+def _shape(line: Line, metric: Metric, _: Profile) -> Flaws:
+    bounds = line.min is not None or line.max is not None
+    exact = [name for name in ("equals", "one_of") if getattr(line, name) is not None]
+    if not bounds and not exact and not line.not_applicable:
+        yield "", "states no limit: give min, max, equals or one_of"
+    if len(exact) + bounds > 1:
+        yield exact[0], "cannot stand beside another kind of limit"
+    if bounds and metric.unit in ("text", "flag"):
+        yield "min" if line.min is not None else "max", f"a {metric.unit} has no order: use equals or one_of"
+    wanted = {"text": str, "flag": bool}.get(metric.unit, int | float)
+    for choice in (*(line.one_of or ()), *(() if line.equals is None else (line.equals,))):
+        if not isinstance(choice, wanted) or (isinstance(choice, bool) and metric.unit != "flag"):
+            yield exact[0], f"{choice!r} is not a value of unit {metric.unit!r}"
+
+
+def _order(line: Line, _metric: Metric, _: Profile) -> Flaws:
+    if line.min is not None and line.max is not None and line.min > line.max:
+        yield "min", f"{line.min:g} is above max {line.max:g}"
+
+
+def _guard(line: Line, _metric: Metric, _: Profile) -> Flaws:
+    if line.guard and line.min is None and line.max is None:
+        yield "guard", "an exact limit has no guard band"
+    if line.uncalibrated and line.severity == "required":
+        yield "severity", "an uncalibrated limit is advisory"
+
+
+def _rate(line: Line, metric: Metric, profile: Profile) -> Flaws:
+    for device in profile.devices_of(line, metric.kind)[:1]:
+        rate = profile.rate(metric.rate, device)
+        if rate is None or line.min is None:
+            continue
+        if line.min > rate.ceiling:
+            yield "min", f"{line.min:g} {rate.unit} is above the {rate.ceiling:.4g} {rate.unit} that it can reach"
+        if rate.nominal and line.min < LOWEST_FLOOR * rate.nominal:
+            share = line.min / rate.nominal
+            yield "min", (
+                f"{line.min:g} {rate.unit} is {share:.1%} of the datasheet's {rate.nominal:g} {rate.unit}: "
+                f"below {LOWEST_FLOOR:.0%} it cannot fail"
+            )
+
+
+def _temperature(line: Line, metric: Metric, profile: Profile) -> Flaws:
+    shutdown = profile.card.facts.temperature_shutdown_c if profile.card else None
+    if metric.unit == "C" and metric.kind == "gpu" and shutdown and line.max and line.max > shutdown:
+        yield "max", f"{line.max:g} C is beyond the card's shutdown at {shutdown} C"
+
+
+def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:
+    ordered = profile.devices.get(metric.kind, ())
+    if not ordered:
+        yield "", f"the profile orders no device of kind {metric.kind!r}"
+    for device in line.devices or ():
+        if device not in ordered:
+            yield "devices", f"unknown device {device!r}{did_you_mean(device, ordered)}"
+
+
+def _check_devices(profile: Profile) -> Flaws:
+    for kind, pattern in DEVICE_IDS.items():
+        for device in profile.devices.get(kind, ()):  # type: ignore[call-overload]
+            if not re.fullmatch(pattern, device):
+                yield kind, f"{device!r} is not a device id of this kind ({pattern})"
+    known = {device for devices in profile.devices.values() for device in devices}
+    for device in profile.device.keys() - known:
+        yield device, f"facts for a device that is not ordered{did_you_mean(device, known)}"
+
+
+def _check_params(profile: Profile, catalogue: Catalogue) -> Flaws:
+    for name, params in profile.params.items():
+        probe = catalogue.probes.get(name)
+        if probe is None:
+            yield f'params."{name}"', f"no such probe{did_you_mean(name, catalogue.probes)}"
+            continue
+        for key, value in params.items():
+            if flaw := _param_flaw(probe.params, key, value):
+                yield f'params."{name}".{key}', flaw
+
+
+def _param_flaw(known: Iterable[str], key: str, value: object) -> str:
+    defaults = dict(known) if not isinstance(known, dict) else known
+    if key not in defaults:
+        return f"unknown parameter{did_you_mean(key, defaults)}"
+    default = defaults[key]
+    numbers = isinstance(value, int | float) and isinstance(default, int | float)
+    if isinstance(value, bool) != isinstance(default, bool) or not (numbers or isinstance(value, type(default))):
+        return f"{value!r} is not of the type of {default!r}"
+    if numbers and not isinstance(value, bool) and not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        return f"{value!r} is not above zero"
+    return ""
+
+
+def _check_physics_lines(profile: Profile) -> Flaws:
+    """Yield what is missing of the lines that no GPU profile may do without."""
+    if not profile.gpus:
+        return
+    engines = ("vllm.roofline",) if profile.devices.get("vllm") else ()
+    for name in (*PHYSICS_LINES, *engines):
+        line = profile.lines.get(name)
+        if line is None or line.severity != "required" or line.not_applicable:
+            yield name, "a GPU profile needs this line, required: it follows from the card's facts alone"
+
+
+def _check_named(profile: Profile, catalogue: Catalogue, file: str) -> Iterator[Mistake]:
+    """Yield waivers and attestations that name what the profile does not have."""
+    for what, entries in (("waiver", profile.waivers), ("attested", profile.attested)):
+        for entry in entries:
+            line = profile.lines.get(entry.line)
+            metric = catalogue.metrics.get(entry.line)
+            if line is None or metric is None:
+                near = did_you_mean(entry.line, profile.lines)
+                yield Mistake(file, entry.line, what, f"the profile has no such line{near}")
+            elif entry.device not in profile.devices_of(line, metric.kind):
+                yield Mistake(file, entry.line, what, f"the line has no device {entry.device!r}")

@@ -1,0 +1,181 @@
+"""The pytest hooks, in the order in which pytest calls them; no arithmetic, no I/O of its own.
+
+Without --hw nothing of this package beyond this module and the fixtures is imported.
+"""
+
+import html
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_gpuaccept import hookspecs
+from pytest_gpuaccept.fixtures import (  # noqa: F401 - found here by pytest
+    accept,
+    gpu,
+    gpu_pair,
+    gpus,
+    host,
+    llamacpp_engine,
+    nic,
+    nvme,
+    spec,
+    vllm_engine,
+)
+
+if TYPE_CHECKING:
+    from pytest_gpuaccept.session import Session
+
+SESSION = pytest.StashKey["Session"]()
+
+HW = "Profile of the ordered machine: a name, a path, or <N>x<card>; switches the plugin on"
+REPLAY = "Judge what this evidence bundle recorded instead of measuring"
+SIM = "Measure a simulated machine instead of this one"
+EVIDENCE = "Folder for the evidence of this run (default: gpuaccept-evidence/PROFILE-TIME)"
+EFFORT = "Parameter set of the loads; quick is at best ACCEPTED WITH REMARKS"
+GO_ON = "Start the loads even when required lines cannot be decided here"
+COLUMNS = ("line", "device", "value", "limit", "margin", "verdict")
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hook for probes of one's own."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, all of which start with --hw."""
+    group = parser.getgroup("gpuaccept", "acceptance of GPU machines")
+    group.addoption("--hw", metavar="PROFILE", help=HW)
+    group.addoption("--hw-replay", metavar="BUNDLE", action="append", help=REPLAY)
+    group.addoption("--hw-sim", metavar="SCENARIO", action="append", nargs="?", const="healthy", help=SIM)
+    group.addoption("--hw-evidence", metavar="DIR", help=EVIDENCE)
+    group.addoption("--hw-effort", choices=("quick", "standard", "soak"), default="standard", help=EFFORT)
+    group.addoption("--hw-go-on", action="store_true", help=GO_ON)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker; with --hw, load the profile and the source of values."""
+    config.addinivalue_line("markers", "spec(*lines): spec lines, by id or pattern, that this test decides")
+    if not config.option.hw:
+        if config.option.hw_replay or config.option.hw_sim:
+            message = "--hw-replay and --hw-sim need --hw=PROFILE: what was ordered?"
+            raise pytest.UsageError(message)
+        return
+    from pytest_gpuaccept.errors import InputError  # noqa: PLC0415 - only with --hw
+    from pytest_gpuaccept.session import Session, as_usage_error  # noqa: PLC0415
+
+    try:
+        config.stash[SESSION] = ours = Session(config)
+        config.pluginmanager.register(Views(ours), "gpuaccept-views")
+    except InputError as error:
+        raise as_usage_error(error) from None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show profile, source and evidence folder."""
+    session = config.stash.get(SESSION, None)
+    return session.header() if session else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one item of each spec line on each ordered device."""
+    if session := metafunc.config.stash.get(SESSION, None):
+        session.parametrize(metafunc)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the items by phase; refuse two tests for one line."""
+    if session := config.stash.get(SESSION, None):
+        session.arrange(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Open the evidence before the first item."""
+    ours = session.config.stash.get(SESSION, None)
+    if ours and not session.config.option.collectonly:
+        from pytest_gpuaccept.errors import InputError  # noqa: PLC0415 - only with --hw
+        from pytest_gpuaccept.session import as_usage_error  # noqa: PLC0415
+
+        try:
+            ours.begin()
+        except InputError as error:
+            raise as_usage_error(error) from None
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give every item of a spec line exactly one verdict."""
+    report = yield
+    if ours := item.config.stash.get(SESSION, None):
+        ours.report(item, call, report)
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> object:
+    """Show the verdict as the word of an item."""
+    if not config.stash.get(SESSION, None):
+        return None
+    from pytest_gpuaccept.session import status  # noqa: PLC0415 - only with --hw
+
+    return status(report)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
+    """Decide before the terminal summary; say the decision after it."""
+    ours = session.config.stash.get(SESSION, None)
+    if ours:
+        ours.finish(session, exitstatus)
+    result = yield
+    if ours:
+        ours.last_word()
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of verdicts and the findings."""
+    if ours := config.stash.get(SESSION, None):
+        ours.summary(terminalreporter)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the signals back."""
+    if ours := config.stash.get(SESSION, None):
+        ours.release()
+
+
+class Views:
+    """What follows the items one by one: the run, and pytest-html's page. Registered only with --hw."""
+
+    def __init__(self, session: "Session") -> None:
+        """Take the session that collects them."""
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take an item's verdict into the run."""
+        self._session.take(report)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_header(self, cells: list[str]) -> None:
+        """Show the verdict's parts as columns of pytest-html's table."""
+        cells[2:2] = [f"<th>{name}</th>" for name in COLUMNS]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
+        """Fill the columns; pytest-html inserts them as they are, so they are escaped here."""
+        row: dict[str, Any] = getattr(report, "gpuaccept", None) or {}
+        cells[2:2] = [f"<td>{html.escape(str(row.get(name) or ''))}</td>" for name in COLUMNS]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_summary(self, prefix: list[str]) -> None:
+        """Put the decision on top of pytest-html's page."""
+        if decision := self._session.decision:
+            prefix.append(f"<h2>{html.escape(str(decision))}</h2>")
+            prefix.extend(f"<p>{html.escape(reason)}</p>" for reason in decision.reasons)

@@ -1,0 +1,112 @@
+"""CPU burn: stress-ng with verification on every CPU, and the proof that the CPUs were loaded.
+
+Owns the parsers of stress-ng's output and /proc/stat. stress-ng's exit status proves nothing by
+itself: it is 0 after an interrupted run and with all workers pinned to one CPU.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.measurement import Metric, Outcome
+from pytest_gpuaccept.probe import Probe, Site
+from pytest_gpuaccept.probes.host import cpu_list
+from pytest_gpuaccept.world import Completed
+
+ERRORS = Metric("cpu.burn.errors", "Wrong results in the CPU burn", "count", "host", none_seen=True)
+LOAD = Metric("cpu.burn.load", "Least busy CPU in the CPU burn", "%", "host")
+LOADAVG = Metric("cpu.burn.loadavg", "Load average at the end of the CPU burn", "ratio", "host")
+
+LEAST_BUSY = 98.0
+"""% of the burn that the least busy CPU must have worked for "no errors" to mean anything."""
+FULL_TIME = 0.98
+"""Share of the requested time that stress-ng must have run."""
+SETTLE_S = 30
+"""Seconds that stress-ng gets on top of its own timeout to start and stop its workers."""
+
+Ticks = dict[int, tuple[int, int]]
+
+
+def burn(site: Site) -> Iterator[Outcome]:
+    """Burn every online CPU for `seconds` and yield errors, least busy CPU and load average."""
+    cpus = cpu_list(site.world.read("/sys/devices/system/cpu/online"))
+    seconds = int(site.params["seconds"])
+    with tempfile.TemporaryDirectory(prefix="gpuaccept-") as folder:
+        report = Path(folder) / "stress-ng.yaml"
+        before = cpu_ticks(site.world.read("/proc/stat"))
+        done = site.world.command(_argv(len(cpus), seconds, report), timeout=seconds + SETTLE_S)
+        after = cpu_ticks(site.world.read("/proc/stat"))
+        metrics = report.read_text() if report.exists() else ""
+    site.attach("stress-ng", f"{' '.join(done.argv)}\n{done.stdout}{done.stderr}{metrics}")
+    busy = {cpu: busy_percent(before, after, cpu) for cpu in cpus}
+    failures = count_failures(done, metrics, seconds)
+    least = min(busy.values())
+    conditions = {"cpus": len(cpus), "seconds": seconds, "least_busy_cpu": min(busy, key=lambda cpu: busy[cpu])}
+    yield site.measured(LOAD, least, samples=len(cpus), conditions=conditions)
+    yield site.measured(LOADAVG, float(site.world.read("/proc/loadavg").split()[0]), conditions=conditions)
+    yield site.measured(ERRORS, failures, proof=_proof(least, len(cpus), seconds), conditions=conditions)
+
+
+def _argv(workers: int, seconds: int, report: Path) -> list[str]:
+    burn = ["--cpu", str(workers), "--cpu-method", "all", "--verify", "--metrics", "--timeout", f"{seconds}s"]
+    return ["stress-ng", *burn, "--yaml", str(report), "--temp-path", str(report.parent)]
+
+
+def _proof(least: float, workers: int, seconds: int) -> str | None:
+    """Return what shows that an error would have been seen; None when the CPUs were not loaded."""
+    if least < LEAST_BUSY:
+        return None
+    return f"{workers} workers verified their results for {seconds} s, every CPU at least {least:.1f} % busy"
+
+
+def count_failures(done: Completed, metrics: str, seconds: int) -> int:
+    """Return how many verification failures stress-ng printed; `metrics` is its YAML report.
+
+    Raises Unmeasurable when the run was not what was asked for: cut short, no metrics, no work.
+    """
+    text = done.stdout + done.stderr
+    failures = len(re.findall(r"^stress-ng: fail:", text, re.MULTILINE))
+    if failures:
+        return failures
+    ran = re.search(r"^\s*wall-clock-time: ([\d.]+)$", metrics, re.MULTILINE)
+    work = re.search(r"^\s*bogo-ops: ([\d.]+)$", metrics, re.MULTILINE)
+    if done.status != 0 or ran is None or work is None:
+        last = (text.strip().splitlines() or ["no output"])[-1]
+        message = f"stress-ng ended with status {done.status} and no complete report: {last}"
+        raise Unmeasurable(message)
+    if float(ran[1]) < FULL_TIME * seconds or float(work[1]) <= 0:
+        message = f"stress-ng worked {float(ran[1]):.1f} s of {seconds} s, {work[1]} operations: the burn was cut short"
+        raise Unmeasurable(message)
+    return 0
+
+
+def cpu_ticks(stat: str) -> Ticks:
+    """Parse /proc/stat; return (idle and iowait, total) ticks by CPU."""
+    ticks: Ticks = {}
+    for cpu, rest in re.findall(r"^cpu(\d+) ([\d ]+)$", stat, re.MULTILINE):
+        times = [int(word) for word in rest.split()][:8]
+        if len(times) > 4:  # noqa: PLR2004 - user, nice, system, idle, iowait
+            ticks[int(cpu)] = (times[3] + times[4], sum(times))
+    return ticks
+
+
+def busy_percent(before: Ticks, after: Ticks, cpu: int) -> float:
+    """Return how much of the time between two readings a CPU was not idle, in %.
+
+    Raises Unmeasurable when the CPU is in neither reading or no time passed.
+    """
+    if cpu not in before or cpu not in after or after[cpu][1] <= before[cpu][1]:
+        message = f"/proc/stat shows no time passing on cpu{cpu}"
+        raise Unmeasurable(message)
+    idle, total = (after[cpu][i] - before[cpu][i] for i in (0, 1))
+    return 100.0 * (1 - max(idle, 0) / total)
+
+
+PROBES = (
+    Probe(
+        "cpu.burn", "cpu", "host", (ERRORS, LOAD, LOADAVG), burn,
+        params={"seconds": 60}, load=True, tools=("stress-ng",),
+    ),
+)  # fmt: skip

@@ -1,0 +1,202 @@
+"""Host inventory: what /proc, /sys, udev and os-release say of the machine. No root, no load.
+
+Owns the parsers of these sources. A source that is missing or unreadable is an absent value.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.measurement import Metric, NotMeasured, Outcome, Value
+from pytest_gpuaccept.probe import Probe, Site
+
+PLACEHOLDERS = ("to be filled by o.e.m.", "default string", "system product name", "not specified", "x.x", "none", "")
+BLINDFOLDS = ("pci=noaer", "mce=off", "nomce", "edac=off", "noaer")
+"""Kernel options that switch off the channel by which a hardware error would be seen."""
+UDEV_DMI = ("udevadm", "info", "-q", "property", "-p", "/sys/devices/virtual/dmi/id")
+GIB = 2**30
+
+
+def cpu_model(site: Site) -> str:
+    """Return the model string of the first CPU."""
+    return _field(site.world.read("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$", "/proc/cpuinfo has no model name")
+
+
+def cpu_cores(site: Site) -> int:
+    """Return the number of physical cores online."""
+    return count_cores(site.world.read("/proc/cpuinfo"))
+
+
+def cpu_threads(site: Site) -> int:
+    """Return the number of CPUs online."""
+    return len(cpu_list(site.world.read("/sys/devices/system/cpu/online")))
+
+
+def cpu_offline(site: Site) -> int:
+    """Return how many CPUs are present and not online."""
+    present = cpu_list(site.world.read("/sys/devices/system/cpu/present"))
+    return len(set(present) - set(cpu_list(site.world.read("/sys/devices/system/cpu/online"))))
+
+
+def memory_visible(site: Site) -> float:
+    """Return MemTotal in GiB."""
+    kib = _field(site.world.read("/proc/meminfo"), r"^MemTotal:\s*(\d+) kB$", "/proc/meminfo has no MemTotal")
+    return int(kib) * 1024 / GIB
+
+
+def os_release(site: Site) -> str:
+    """Return `ID VERSION_ID` of /etc/os-release."""
+    text = site.world.read("/etc/os-release")
+    parts = [_field(text, rf'^{key}="?([^"\n]+)"?$', f"os-release has no {key}") for key in ("ID", "VERSION_ID")]
+    return " ".join(parts)
+
+
+def kernel_release(site: Site) -> str:
+    """Return the running kernel's release."""
+    return site.world.read("/proc/sys/kernel/osrelease")
+
+
+def kernel_blindfolds(site: Site) -> str:
+    """Return the kernel options that hide hardware errors, `none` when there are none."""
+    options = site.world.read("/proc/cmdline").split()
+    return " ".join(sorted(set(options) & set(BLINDFOLDS))) or "none"
+
+
+def board(site: Site) -> str:
+    """Return board vendor and name; refuses the placeholders that boards are shipped with."""
+    parts = [site.world.read(f"/sys/class/dmi/id/{key}") for key in ("board_vendor", "board_name")]
+    if any(part.lower() in PLACEHOLDERS for part in parts):
+        message = f"the board calls itself {' '.join(parts)!r}, which is a placeholder"
+        raise Unmeasurable(message)
+    return " ".join(parts)
+
+
+def bios(site: Site) -> str:
+    """Return the BIOS version."""
+    return site.world.read("/sys/class/dmi/id/bios_version")
+
+
+def dimm_count(site: Site) -> int:
+    """Return the number of memory modules present."""
+    return len(dimms(udev_dmi(site)))
+
+
+def memory_installed(site: Site) -> float:
+    """Return the sum of all modules' sizes in GiB."""
+    return sum(int(_key(d, "SIZE")) for d in dimms(udev_dmi(site))) / GIB
+
+
+def memory_speed(site: Site) -> int:
+    """Return the lowest configured speed of the modules in MT/s."""
+    return min(int(_key(d, "CONFIGURED_SPEED_MTS")) for d in dimms(udev_dmi(site)))
+
+
+def udev_dmi(site: Site) -> str:
+    """Return udev's properties of the DMI device, filled once at boot and readable by everyone."""
+    site.world.read("/sys/class/dmi/id/modalias")
+    done = site.world.command(UDEV_DMI, timeout=10)
+    if done.status != 0:
+        message = f"udevadm failed: {done.stderr.strip()[:200]}"
+        raise Unmeasurable(message)
+    return done.stdout
+
+
+def dimms(properties: str) -> list[dict[str, str]]:
+    """Parse `MEMORY_DEVICE_<n>_<KEY>=<value>` lines; return the modules that are present.
+
+    Raises Unmeasurable when there is none: a machine with no memory has not been read.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for n, key, value in re.findall(r"^MEMORY_DEVICE_(\d+)_([A-Z_]+)=(.*)$", properties, re.MULTILINE):
+        found.setdefault(int(n), {})[key] = value
+    present = [module for module in found.values() if module.get("PRESENT") != "0" and "SIZE" in module]
+    if not present:
+        message = "udev lists no memory module (no DMI here, or systemd older than 248)"
+        raise Unmeasurable(message)
+    return present
+
+
+def cpu_list(text: str) -> list[int]:
+    """Parse the kernel's list format, `0-3,8`; raises Unmeasurable on anything else."""
+    if not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", text):
+        message = f"{text[:40]!r} is not a CPU list"
+        raise Unmeasurable(message)
+    spans = (part.partition("-") for part in text.split(","))
+    return [cpu for low, _, high in spans for cpu in range(int(low), int(high or low) + 1)]
+
+
+def count_cores(cpuinfo: str) -> int:
+    """Return the number of distinct (package, core) pairs in /proc/cpuinfo."""
+    packages = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    if not cores or len(packages) != len(cores):
+        message = "/proc/cpuinfo tells no cores apart"
+        raise Unmeasurable(message)
+    return len(set(zip(packages, cores, strict=True)))
+
+
+def _field(text: str, pattern: str, absent: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        raise Unmeasurable(absent)
+    return match[1].strip()
+
+
+def _key(module: dict[str, str], key: str) -> str:
+    if not module.get(key, "").isdecimal():
+        message = f"udev gives no {key} for a memory module"
+        raise Unmeasurable(message)
+    return module[key]
+
+
+READINGS: dict[Metric, Callable[[Site], Value]] = {
+    Metric("host.cpu.model", "CPU", "text", "host"): cpu_model,
+    Metric("host.cpu.cores", "CPU cores", "count", "host"): cpu_cores,
+    Metric("host.cpu.threads", "CPU threads", "count", "host"): cpu_threads,
+    Metric("host.cpu.offline", "CPUs present but offline", "count", "host"): cpu_offline,
+    Metric("host.memory.visible", "Memory visible to the kernel", "GiB", "host"): memory_visible,
+    Metric("host.memory.installed", "Memory installed", "GiB", "host"): memory_installed,
+    Metric("host.memory.dimms", "Memory modules", "count", "host"): dimm_count,
+    Metric("host.memory.speed", "Memory speed configured", "MT/s", "host"): memory_speed,
+    Metric("host.board.model", "Board", "text", "host"): board,
+    Metric("host.bios.version", "BIOS version", "text", "host"): bios,
+    Metric("host.os.release", "Operating system", "text", "host"): os_release,
+    Metric("host.kernel.release", "Kernel", "text", "host"): kernel_release,
+    Metric("host.kernel.blindfolds", "Kernel options that hide errors", "text", "host"): kernel_blindfolds,
+}
+
+
+def inventory(site: Site) -> Iterator[Outcome]:
+    """Yield every reading; one that fails leaves the others alone."""
+    for metric, read in READINGS.items():
+        try:
+            yield site.measured(metric, read(site))
+        except Unmeasurable as error:
+            yield NotMeasured(metric.id, site.device, str(error))
+
+
+ATTESTED = (
+    Metric("host.psu", "Power supplies", "text", "host"),
+    Metric("host.chassis", "Chassis and airflow", "text", "host"),
+)
+
+
+def look_for_yourself(site: Site) -> Iterator[Outcome]:
+    """Yield the absence of what no sensor shows, with the file that takes a person's word for it."""
+    for metric in ATTESTED:
+        reason = f"no sensor shows it: look, and attest it in thresholds/{site.profile.name}.attested.toml"
+        yield NotMeasured(metric.id, site.device, reason)
+
+
+SOFTWARE = (
+    Metric("software.cuda_toolkit", "CUDA toolkit", "text", "host"),
+    Metric("software.cudnn", "cuDNN", "text", "host"),
+    Metric("software.torch", "PyTorch", "text", "host"),
+    Metric("software.transformers", "transformers", "text", "host"),
+)
+
+PROBES = (
+    Probe("host.inventory", "inventory", "host", tuple(READINGS), inventory),
+    Probe("host.attested", "inventory", "host", ATTESTED, look_for_yourself),
+    Probe("host.software", "inventory", "host", SOFTWARE),
+)

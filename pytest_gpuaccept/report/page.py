@@ -1,0 +1,81 @@
+"""The sign-off page: a bundle as one static HTML file, no script, no network, printable on A4."""
+
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from pytest_gpuaccept import __version__
+from pytest_gpuaccept.evidence import Bundle
+from pytest_gpuaccept.measurement import Measurement, show
+from pytest_gpuaccept.probe import Catalogue
+from pytest_gpuaccept.report import words
+from pytest_gpuaccept.verdict import Verdict
+
+
+def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
+    """Return the page; every string from the bundle is escaped."""
+    judged = {(v.line, v.device) for v in bundle.verdicts}
+    recorded = [o for o in bundle.table().values() if isinstance(o, Measurement)]
+    return _template().render(
+        bundle=bundle,
+        manifest=bundle.manifest,
+        profile=bundle.profile,
+        decision=words.decision(bundle),
+        stamps=words.stamps(bundle),
+        counts=_counts(bundle),
+        blockers=words.blockers(bundle.verdicts),
+        remarks=[v for v in bundle.verdicts if v.remark],
+        findings=words.findings(bundle),
+        chapters=_chapters(bundle, catalogue),
+        unjudged=[(m, _title(m.metric, catalogue)) for m in recorded if (m.metric, m.device) not in judged],
+        attested=[m for m in recorded if m.provenance == "attested"],
+        untested=_untested(bundle),
+        version=__version__,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("pytest_gpuaccept", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"show": show, "margin": words.margin_text, "word": words.word}
+    return environment.get_template("report.html.j2")
+
+
+def _counts(bundle: Bundle) -> list[tuple[str, int]]:
+    found: dict[str, int] = {}
+    for v in bundle.verdicts:
+        found[words.word(v)] = found.get(words.word(v), 0) + 1
+    return list(found.items())
+
+
+def _chapters(bundle: Bundle, catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Return the lines by subsystem, each with its title, source and the verdicts of its devices."""
+    chapters: dict[str, list[dict[str, Any]]] = {}
+    for name, group in groupby(bundle.verdicts, key=lambda v: v.line):
+        rows = list(group)
+        chapters.setdefault(words.subsystem(name), []).append(_line(name, rows, bundle, catalogue))
+    return [{"title": title, "lines": lines} for title, lines in chapters.items()]
+
+
+def _line(name: str, rows: list[Verdict], bundle: Bundle, catalogue: Catalogue) -> dict[str, Any]:
+    line = bundle.profile.lines.get(name) if bundle.profile else None
+    return {
+        "id": name, "title": _title(name, catalogue), "rows": rows, "severity": rows[0].severity,
+        "source": line.source if line else "", "uncalibrated": bool(line and line.uncalibrated),
+    }  # fmt: skip
+
+
+def _title(metric: str, catalogue: Catalogue) -> str:
+    declared = catalogue.metrics.get(metric)
+    return declared.title if declared else metric
+
+
+def _untested(bundle: Bundle) -> list[tuple[str, str]]:
+    """Return the lines for which there is no value, with the reason."""
+    absent = (v for v in bundle.verdicts if v.verdict in ("ERROR", "NOT_RUN") and v.value is None)
+    return list(dict.fromkeys((v.line, v.reason) for v in absent))

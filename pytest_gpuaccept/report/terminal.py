@@ -1,0 +1,67 @@
+"""The terminal view: the table of verdicts, what stands in the way, the findings."""
+
+from io import StringIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pytest_gpuaccept.evidence import Bundle
+from pytest_gpuaccept.measurement import show
+from pytest_gpuaccept.report.words import WORDS, blockers, findings, margin_text, stamps, word
+from pytest_gpuaccept.verdict import Verdict
+
+
+def summary_text(bundle: Bundle, width: int, *, colour: bool) -> str:
+    """Return the summary of a finished run as text of at most `width` columns."""
+    out = StringIO()
+    console = Console(file=out, width=max(width, 60), force_terminal=colour, no_color=not colour, highlight=False)
+    title = " ".join(["gpuaccept verdicts", *(f"[{stamp}]" for stamp in stamps(bundle))])
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(_table(bundle.verdicts))
+    _print_blockers(console, bundle)
+    _print_findings(console, bundle)
+    _print_waivers(console, bundle)
+    return out.getvalue()
+
+
+def _table(verdicts: tuple[Verdict, ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("line", "device", "measured", "limit", "margin", "verdict"):
+        justify = "right" if name in ("measured", "margin") else "left"
+        table.add_column(name, overflow="fold", justify=justify, no_wrap=name not in ("measured", "limit"))
+    for v in verdicts:
+        value = "-" if v.value is None else show(v.value, v.unit)
+        mark = Text(word(v), style="yellow" if word(v).startswith("REMARK") else WORDS[v.verdict][1])
+        table.add_row(Text(v.line), Text(v.device), Text(value), Text(v.limit), Text(margin_text(v, short=True)), mark)
+    return table
+
+
+def _print_blockers(console: Console, bundle: Bundle) -> None:
+    standing = blockers(bundle.verdicts)
+    if standing:
+        console.print(Text(f"\nIn the way of acceptance ({len(standing)}):", style="bold"))
+    for b in standing:
+        text = Text.assemble((f"{b.verdict} ", "red"), f"{b.line}[{', '.join(b.devices)}]: {b.reason}")
+        console.print(Padding(text, (0, 0, 0, 2)))
+
+
+def _print_findings(console: Console, bundle: Bundle) -> None:
+    found = findings(bundle)
+    if found:
+        console.print(Text(f"\nFindings ({len(found)}):", style="bold"))
+    for number, f in enumerate(found, 1):
+        console.print(Text(f"{number:3}. {f.cause}"))
+        console.print(Padding(Text(f"Seen: {f.evidence}", style="dim"), (0, 0, 0, 5)))
+        console.print(Padding(Text(f"Do:   {f.remedy}"), (0, 0, 0, 5)))
+
+
+def _print_waivers(console: Console, bundle: Bundle) -> None:
+    if bundle.profile is None:
+        return
+    void = [(w["line"], w["device"]) for w in bundle.manifest.get("expired_waivers", [])]
+    for w in bundle.profile.waivers:
+        state = "VOID, expired" if (w.line, w.device) in void else "holds until"
+        console.print(Text(f"Waiver {w.line}[{w.device}] by {w.who}, {state} {w.until}: {w.reason}", style="yellow"))

@@ -1,0 +1,208 @@
+"""One acceptance run: bench, judge, evidence, decision, report, in that order.
+
+Owns what a sign-off is, whoever drives it: the pytest plugin item by item, or `gpuaccept rejudge`
+all at once. Must not know pytest.
+"""
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pytest_gpuaccept import __version__
+from pytest_gpuaccept.bench import Bench, Journal
+from pytest_gpuaccept.errors import InputError, Unmeasurable
+from pytest_gpuaccept.evidence import Bundle, Record, Writer, read_bundle, write_whole
+from pytest_gpuaccept.measurement import NotMeasured, Outcome
+from pytest_gpuaccept.probe import Catalogue
+from pytest_gpuaccept.profile import Profile, Waiver
+from pytest_gpuaccept.report import render_html
+from pytest_gpuaccept.verdict import Decision, Verdict, decide, judge, undecided, waive
+from pytest_gpuaccept.world import Clock, Mode, World
+
+STAMPS = {"live": "", "simulated": "SIMULATED", "replayed": "REPLAYED", "published": "REPLAYED"}
+Key = tuple[str, str]
+
+
+class NullJournal:
+    """Writes nothing: for workers, whose controller keeps the evidence."""
+
+    def record(self, kind: str, **body: object) -> None:
+        """Drop a record."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Drop an outcome."""
+
+    def attach(self, name: str, text: str) -> str:  # noqa: ARG002 - the journal's signature
+        """Drop raw text."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run's values come from: a world, or a bundle recorded before."""
+
+    mode: Mode
+    world: World | None = None
+    bundle: Bundle | None = None
+
+    def stamp(self) -> str:
+        """Return the words that a decision carries when nothing was measured here and now."""
+        origin = self.bundle.manifest.get("origin", {}).get("mode", self.bundle.mode) if self.bundle else ""
+        words = [STAMPS[self.mode], "SIMULATED" if origin == "simulated" else ""]
+        return " ".join(word for word in words if word)
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of one run: the verdicts so far, and what is needed to reach a decision."""
+
+    profile: Profile
+    catalogue: Catalogue
+    bench: Bench
+    clock: Clock
+    source: Source
+    writer: Writer | None = None
+    verdicts: dict[Key, Verdict] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def expected(self) -> list[Key]:
+        """Return every (line, device) that the profile asks for, in the order of a run."""
+        return list(self.catalogue.expected(self.profile))
+
+    def judge(self, name: str, device: str) -> Verdict:
+        """Measure what a line needs, if nobody has, and return its verdict on a device."""
+        line, metric = self.profile.lines[name], self.catalogue.metrics[name]
+        card, rate = self.profile.card, self.profile.rate(metric.rate, device)
+        decided = judge(NotMeasured(name, device, ""), line, metric, rate, card)
+        if decided.verdict == "NOT_APPLICABLE":
+            return decided
+        outcome = self.bench.outcome(name, device)
+        if isinstance(outcome, NotMeasured) and outcome.reason == self.bench.hold:
+            return undecided("NOT_RUN", line, device, self.bench.hold)
+        return self._waived(judge(outcome, line, metric, rate, card))
+
+    def settle(self, verdict: Verdict) -> None:
+        """Take a verdict into the run and the evidence; the last word on a line counts."""
+        self.verdicts[verdict.line, verdict.device] = verdict
+        if self.writer:
+            body = {"line": verdict.line, "device": verdict.device, "verdict": verdict.verdict}
+            self.writer.record("verdict", **body, reason=verdict.reason)
+
+    def undecidable(self) -> dict[str, list[str]]:
+        """Return the required lines that cannot be measured here, by reason; runs nothing."""
+        found: dict[str, list[str]] = {}
+        for name, device in self.expected():
+            metric, line = self.catalogue.metrics[name], self.profile.lines[name]
+            if metric.derive or line.severity != "required" or (name, device) in self.bench.table:
+                continue
+            if reason := self.bench.unavailable(self.catalogue.home(name)):
+                lines = found.setdefault(reason.split(":")[0] if "live method" in reason else reason, [])
+                lines += [name] if name not in lines else []
+        return found
+
+    def waivers(self, *, expired: bool) -> list[Waiver]:
+        """Return the profile's waivers that hold today, or those that do not any more."""
+        today = self.clock.now().date()
+        return [w for w in self.profile.waivers if (w.until < today) == expired]
+
+    def finish(self, missed: str, gaps: Iterable[str] = ()) -> Decision:
+        """Decide, close the bundle and render the report; `missed` says why lines are undecided."""
+        keys = self.expected()
+        for key in keys:
+            if key not in self.verdicts:
+                self.verdicts[key] = undecided("NOT_RUN", self.profile.lines[key[0]], key[1], missed)
+        remarks = ["quick effort: a shortened run"] if self.profile.effort == "quick" else []
+        decision = decide(
+            self.verdicts, keys, faults=self.faults, gaps=gaps, remarks=remarks, stamp=self.source.stamp()
+        )  # fmt: skip
+        if self.writer:
+            ordered = [self.verdicts[key] for key in keys]
+            reasons, void = list(decision.reasons), [w.model_dump(mode="json") for w in self.waivers(expired=True)]
+            self.writer.close(str(decision), ordered, reasons=reasons, expired_waivers=void)
+            render(self.writer.folder, self.catalogue)
+        return decision
+
+    def _waived(self, verdict: Verdict) -> Verdict:
+        if verdict.verdict not in ("FAIL", "ERROR", "MARGINAL"):
+            return verdict
+        match = (w for w in self.waivers(expired=False) if (w.line, w.device) == (verdict.line, verdict.device))
+        waiver = next(match, None)
+        return waive(verdict, waiver) if waiver else verdict
+
+
+def start(
+    profile: Profile, catalogue: Catalogue, clock: Clock, source: Source, folder: Path | None
+) -> Run:  # fmt: skip
+    """Open a run; without a folder it keeps no evidence. Raises InputError when evidence cannot be kept."""
+    writer = Writer(folder, clock, _manifest(profile, catalogue, source), profile) if folder else None
+    journal: Journal = writer or NullJournal()
+    recorded = source.bundle.table() if source.bundle else None
+    bench = Bench(profile, catalogue, journal, source.world, recorded)
+    return Run(profile, catalogue, bench, clock, source, writer)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle to judge from; raises InputError when its integrity is broken.
+
+    A run that was cut off may be judged: what is missing in it is "not recorded".
+    """
+    bundle = read_bundle(folder)
+    broken = [flaw for flaw in bundle.flaws if "cut off" not in flaw]
+    if broken:
+        message = f"bundle {folder} is not intact:\n" + "\n".join(f"  {flaw}" for flaw in broken)
+        raise InputError(message)
+    return bundle
+
+
+def render(folder: Path, catalogue: Catalogue) -> Path:
+    """Render the report of a bundle into it and return its path."""
+    file = folder / "report.html"
+    write_whole(file, render_html(read_bundle(folder), catalogue))
+    return file
+
+
+def _manifest(profile: Profile, catalogue: Catalogue, source: Source) -> Record:
+    manifest: Record = {
+        "mode": source.mode,
+        "versions": _versions(),
+        "profile": profile.name,
+        "profile_sha256": profile.digest(),
+        "host": _fingerprint(source),
+        "devices": {kind: list(ids) for kind, ids in profile.devices.items()},
+        "expected": [list(key) for key in catalogue.expected(profile)],
+    }
+    if source.bundle:
+        manifest["origin"] = _origin(source.bundle)
+    return manifest
+
+
+def _origin(bundle: Bundle) -> Record:
+    first = bundle.manifest.get("origin", {})
+    kept = {key: bundle.manifest.get(key) for key in ("mode", "source", "started", "decision", "chain")}
+    return {**kept, **first, "flaws": list(bundle.flaws)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"gpuaccept": __version__, "python": platform.python_version()}
+    for name in ("pytest", "pydantic", "nvidia-ml-py"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _fingerprint(source: Source) -> Mapping[str, str]:
+    """Return what tells this machine from another; a replay keeps the one of its bundle."""
+    if source.bundle:
+        return dict(source.bundle.manifest.get("host", {}))
+    facts = {"hostname": platform.node(), "kernel": platform.release(), "architecture": platform.machine()}
+    sources = {"machine_id": "/etc/machine-id", "boot_id": "/proc/sys/kernel/random/boot_id"}
+    for key, path in sources.items():
+        try:
+            facts[key] = source.world.read(path) if source.world else ""
+        except Unmeasurable as error:
+            facts[key] = str(error)
+    return facts

@@ -1,0 +1,329 @@
+"""The pytest side of a run: options, collection, items to verdicts, signals, terminal.
+
+Owns what plugin.py's hooks do. Judges nothing; imported only when --hw is given.
+"""
+
+import fnmatch
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from pytest_gpuaccept.errors import InputError, did_you_mean
+from pytest_gpuaccept.evidence import read_bundle, row_verdict, verdict_row
+from pytest_gpuaccept.fixtures import FACES, RUN, STATE, ItemState, LineFailed
+from pytest_gpuaccept.loader import SHIPPED, load_profile
+from pytest_gpuaccept.probe import PHASES, Catalogue
+from pytest_gpuaccept.probes import SHIPPED as PROBES
+from pytest_gpuaccept.report import WORDS, summary_text
+from pytest_gpuaccept.run import Run, Source, open_bundle, start
+from pytest_gpuaccept.verdict import Decision, Verdict, undecided
+from pytest_gpuaccept.world import LiveWorld, SystemClock
+
+EVIDENCE_ROOT = "gpuaccept-evidence"
+KEEPS_ITS_STATUS = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
+NO_LINE = "no-line"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of this run, resolved once."""
+
+    profile: str
+    replay: Path | None
+    evidence: Path | None
+    effort: str
+    go_on: bool
+    folder: Path
+    worker: bool
+
+
+def settings(config: pytest.Config) -> Settings:
+    """Resolve the options; raises UsageError for those that contradict each other."""
+    option = config.option
+    replays = option.hw_replay or []
+    if len(replays) + len(option.hw_sim or []) > 1:
+        message = "two worlds at once: give one of --hw-sim and --hw-replay, once"
+        raise pytest.UsageError(message)
+    if option.hw_sim:
+        message = "--hw-sim: this version has no simulated machine yet; use --hw-replay=BUNDLE"
+        raise pytest.UsageError(message)
+    if getattr(option, "numprocesses", None) and not replays:
+        message = "-n works with --hw-replay only: on live hardware parallel items disturb each other"
+        raise pytest.UsageError(message)
+    folder = config.invocation_params.dir
+    return Settings(
+        option.hw, _bundle_path(replays[0], folder) if replays else None,
+        (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
+        option.hw_effort, option.hw_go_on, folder, hasattr(config, "workerinput"),
+    )  # fmt: skip
+
+
+def _bundle_path(word: str, folder: Path) -> Path:
+    """Return the bundle's folder: as given, or one of those shipped."""
+    for place in (folder / word, SHIPPED / word):
+        if (place / "manifest.json").is_file():
+            return place
+    return folder / word
+
+
+class Session:
+    """One pytest session with --hw."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Load profile and source; raises UsageError for bad input."""
+        self.config, self.settings = config, settings(config)
+        extra = config.hook.pytest_gpuaccept_probes()
+        self.catalogue = Catalogue([*PROBES, *(probe for probes in extra for probe in probes)])
+        s = self.settings
+        self.profile = load_profile(s.profile, self.catalogue, s.folder, s.effort)
+        self.clock = SystemClock()
+        self.source = Source("replayed", bundle=open_bundle(s.replay)) if s.replay else Source("live", LiveWorld())
+        self.folder = None if s.worker else s.evidence or self._new_folder()
+        self.run: Run | None = None
+        self.decision: Decision | None = None
+        self._mistakes: list[str] = []
+        self._restore: list[Callable[[], object]] = []
+        config.stash[RUN] = start(self.profile, self.catalogue, self.clock, self.source, None)
+
+    def _new_folder(self) -> Path:
+        stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
+        return self.settings.folder / EVIDENCE_ROOT / f"{self.profile.name}-{stamp}-{os.getpid()}"
+
+    def header(self) -> str:
+        """Return the line that pytest shows first."""
+        what = f"replay of {self.settings.replay}" if self.settings.replay else "this machine, live"
+        return f"gpuaccept: {self.profile.title} ({self.profile.name}), {what}; evidence in {self.folder}"
+
+    # collection ------------------------------------------------------------------------------
+
+    def parametrize(self, metafunc: pytest.Metafunc) -> None:
+        """Make one item of each (line, device) that a test's spec marker names."""
+        marker = metafunc.definition.get_closest_marker("spec")
+        if marker is None:
+            self._parametrize_devices(metafunc)
+            return
+        where = metafunc.definition.nodeid
+        keys = [key for pattern in self._patterns(marker, where) for key in self._matching(pattern, where)]
+        params = [pytest.param(key, id="-".join(key)) for key in dict.fromkeys(keys)]
+        metafunc.fixturenames += [] if "spec" in metafunc.fixturenames else ["spec"]
+        metafunc.parametrize("spec", params or [pytest.param(None, id=NO_LINE)], indirect=True, scope="function")
+
+    def _parametrize_devices(self, metafunc: pytest.Metafunc) -> None:
+        for fixture in FACES.keys() & set(metafunc.fixturenames):
+            devices = self.profile.devices.get(FACES[fixture], ())  # type: ignore[call-overload]
+            if len(devices) > 1:
+                metafunc.parametrize(fixture, devices, indirect=True)
+
+    def _patterns(self, marker: pytest.Mark, where: str) -> tuple[str, ...]:
+        if not marker.args or marker.kwargs or not all(isinstance(a, str) for a in marker.args):
+            self._mistakes.append(f"{where}: @pytest.mark.spec takes line ids or patterns, such as spec('gpu.gemm.*')")
+            return ()
+        return marker.args
+
+    def _matching(self, pattern: str, where: str) -> Iterator[tuple[str, str]]:
+        if not fnmatch.filter(self.catalogue.metrics, pattern):
+            near = did_you_mean(pattern, self.catalogue.metrics)
+            self._mistakes.append(f"{where}: spec {pattern!r} names no known line{near}")
+        return (key for key in self.catalogue.expected(self.profile) if fnmatch.fnmatch(key[0], pattern))
+
+    def arrange(self, items: list[pytest.Item]) -> None:
+        """Drop tests that this profile has no line for, refuse what is amiss, order by phase."""
+        kept = [item for item in items if not _is_without_line(item)]
+        owners: dict[tuple[str, str], str] = {}
+        for item in kept:
+            if key := _key(item):
+                if (other := owners.setdefault(key, item.nodeid)) != item.nodeid:
+                    self._mistakes.append(f"{key[0]}[{key[1]}] is decided by two tests: {other} and {item.nodeid}")
+                item.stash[STATE] = ItemState(*key)
+        if self._mistakes:
+            raise pytest.UsageError("\n".join(self._mistakes))
+        items[:] = sorted(kept, key=self._rank)
+
+    def _rank(self, item: pytest.Item) -> int:
+        key = _key(item)
+        return PHASES.index(self.catalogue.home(key[0]).phase) if key else len(PHASES)
+
+    # running ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open the evidence and take the signals; loads are held back when it cannot end well."""
+        self.run = start(self.profile, self.catalogue, self.clock, self.source, self.folder)
+        self.config.stash[RUN] = self.run
+        if self.folder and self.folder.parent.name == EVIDENCE_ROOT:
+            (self.folder.parent / ".gitignore").write_text("*\n")
+        if not self.settings.worker:
+            self._take_signals()
+        if self.source.world and not self.settings.go_on:
+            self._preflight(self.run)
+
+    def _preflight(self, run: Run) -> None:
+        undecidable = run.undecidable()
+        if not undecidable:
+            return
+        run.bench.hold = "not started: required lines cannot be decided here (--hw-go-on runs what can be run)"
+        lines = [f"  {reason}: {', '.join(names)}" for reason, names in undecidable.items()]
+        self.write("gpuaccept preflight: these required lines cannot be decided here, so no load is started.", *lines)
+        self.write("  Put it right, or run what can be run with --hw-go-on.")
+
+    def write(self, *lines: str) -> None:
+        """Write lines to the terminal, through pytest's reporter."""
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        for line in lines:
+            reporter.write_line(line)
+
+    def _take_signals(self) -> None:
+        for number, handler in ((signal.SIGTERM, _as_interrupt), (signal.SIGHUP, self._lose_terminal)):
+            before = signal.signal(number, handler)
+            self._restore.append(lambda number=number, before=before: signal.signal(number, before))
+
+    def _lose_terminal(self, _number: int, _frame: FrameType | None) -> None:
+        """Go on without a terminal: what was going to it goes to a file beside the evidence."""
+        file = (self.folder or self.settings.folder) / "terminal.log"
+        log = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            if fd != log and _is_terminal(fd):
+                os.dup2(log, fd)
+        if self.run and self.run.writer:
+            self.run.writer.record("mark", event="terminal lost, the run goes on")
+
+    def release(self) -> None:
+        """Give the signals back."""
+        while self._restore:
+            self._restore.pop()()
+
+    # items -----------------------------------------------------------------------------------
+
+    def report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Give the item its one verdict, whatever happened to it, and put it on the report."""
+        state = item.stash.get(STATE, None)
+        if state is None:
+            return
+        verdict = state.verdict = self._verdict(state, call, report)
+        if verdict is None:
+            return
+        if report.when == "call":
+            _align(report, verdict)
+        if report.when == "teardown":
+            report.user_properties = [*report.user_properties, *_properties(verdict)]
+        report.gpuaccept = verdict_row(verdict)  # type: ignore[attr-defined]
+
+    def _verdict(
+        self, state: ItemState, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> Verdict | None:  # fmt: skip
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, LineFailed):
+            return state.verdict
+        if isinstance(error, pytest.skip.Exception):
+            return undecided("NOT_RUN", self.profile.lines[state.line], state.device, f"skipped: {error}")
+        if error is not None:
+            text = (str(error).strip().splitlines() or [""])[0]
+            return self._error(state, f"{report.when} failed: {type(error).__name__}: {text}")
+        if report.when == "call" and state.verdict is None:
+            return self._error(state, "the test ended without calling accept()")
+        if report.when == "call" and state.calls > 1:
+            return self._error(state, f"the test called accept() {state.calls} times")
+        return state.verdict
+
+    def _error(self, state: ItemState, reason: str) -> Verdict:
+        return undecided("ERROR", self.profile.lines[state.line], state.device, reason)
+
+    def take(self, report: pytest.TestReport) -> None:
+        """Take an item's final verdict into the run; a failed test of one's own rejects."""
+        row = getattr(report, "gpuaccept", None)
+        if self.run is None:
+            return
+        if row is not None and report.when == "teardown":
+            self.run.settle(row_verdict(row))
+        if row is None and report.failed:
+            self.run.faults.append(f"{report.nodeid} failed in {report.when}; it decides no line, so it rejects")
+
+    # the end ---------------------------------------------------------------------------------
+
+    def finish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Decide, close the evidence, render the report, set the exit status."""
+        if self.run is None or self.settings.worker:
+            return
+        interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        gaps = ["the run was cut off"] if interrupted else []
+        missed = "the run ended before it was decided" if interrupted or session.shouldfail else "not selected in this run"
+        self.decision = self.run.finish(missed, gaps)
+        if exitstatus not in KEEPS_ITS_STATUS:
+            session.exitstatus = self.decision.exit_status
+
+    def summary(self, reporter: pytest.TerminalReporter) -> None:
+        """Print the table of verdicts, what stands in the way, and the findings."""
+        if self.run and self.folder and self.decision:
+            bundle = read_bundle(self.folder)
+            width = shutil.get_terminal_size((110, 24)).columns
+            reporter.write(summary_text(bundle, width, colour=reporter.hasmarkup))
+
+    def last_word(self) -> None:
+        """Print the decision and where the report is, after everything else."""
+        if self.decision and self.folder:
+            self.write(f"{self.decision}  report: {self.folder / 'report.html'}")
+
+
+def _key(item: pytest.Item) -> tuple[str, str] | None:
+    spec = getattr(item, "callspec", None)
+    return spec.params.get("spec") if spec else None
+
+
+def _is_without_line(item: pytest.Item) -> bool:
+    spec = getattr(item, "callspec", None)
+    return spec is not None and "spec" in spec.params and spec.params["spec"] is None
+
+
+def _align(report: pytest.TestReport, verdict: Verdict) -> None:
+    """Make pytest's outcome follow the verdict: failed exactly when it stands in the way."""
+    report.outcome = "failed" if verdict.blocks else "passed"
+    text = f"{verdict.line}[{verdict.device}] {verdict.verdict}: {verdict.reason}"
+    if not verdict.blocks:
+        report.longrepr = None
+    elif not report.longrepr or isinstance(report.longrepr, tuple):
+        report.longrepr = text
+
+
+def _properties(verdict: Verdict) -> list[tuple[str, object]]:
+    row = verdict_row(verdict)
+    return [(f"gpuaccept.{key}", "" if value is None else str(value)) for key, value in row.items()]
+
+
+def status(report: pytest.TestReport) -> tuple[str, str, Any] | None:
+    """Return pytest's category, letter and word for an item's verdict."""
+    row = getattr(report, "gpuaccept", None)
+    if row is None or report.when != "call":
+        return None
+    verdict = row_verdict(row)
+    word = WORDS[verdict.verdict][0]
+    if verdict.blocks:
+        return "failed", word[0], (word, {"red": True})
+    if verdict.verdict == "PASS":
+        return "passed", ".", (word, {"green": True})
+    shown = "REMARK" if verdict.verdict in ("FAIL", "ERROR", "NOT_RUN") else word
+    return shown.lower(), shown[0].lower(), (shown, {"yellow": True})
+
+
+def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End the run as Ctrl-C does: loads stopped, evidence closed."""
+    raise KeyboardInterrupt
+
+
+def _is_terminal(fd: int) -> bool:
+    """Say whether a descriptor belongs to a terminal, a hung-up one included."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
+
+
+def as_usage_error(error: InputError) -> pytest.UsageError:
+    """Return bad input as pytest's usage error: exit status 4, no traceback."""
+    return pytest.UsageError(f"gpuaccept: {error}")
