@@ -150,4 +150,4 @@ def _digits(value: float) -> str:
         return str(value)
     if value == int(value) and abs(value) < 1e9:  # noqa: PLR2004 - beyond it, grouping misleads
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"  # noqa: PLR2004
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"  # noqa: PLR2004

@@ -146,7 +146,7 @@ def _check_sound(got: Measurement, line: Line, metric: Metric, rate: Rate | None
     if got.samples < 1:
         _nonsense("the sample is empty")
     if missing := [name for name in metric.conditions if name not in got.conditions]:
-        _nonsense(f"measured under unknown conditions: {', '.join(missing)} not recorded")
+        _nonsense(f"measured under unknown conditions, {', '.join(missing)}: not recorded")
     ends = _ends(got.value)
     for end in ends:
         _check_number(end, got, metric, rate)

@@ -68,7 +68,7 @@ class Job:
         return [
             "fio", f"--name={self.name}", f"--filename={file}", f"--size={size}", f"--rw={self.rw}",
             f"--bs={self.bs_kib}k", f"--iodepth={self.iodepth}", f"--numjobs={self.numjobs}", f"--ioengine={engine}",
-            "--direct=1", "--group_reporting", "--randrepeat=0", "--refill_buffers", "--invalidate=1",
+            "--direct=1", "--group_reporting", "--randrepeat=0", "--invalidate=1",
             "--output-format=json", f"--aux-path={file.parent}", *time, *end,
         ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The sign-off page: a bundle as one static HTML file, no script, no network, printable on A4."""
 
+from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -25,7 +27,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         decision=words.decision(bundle),
         stamps=words.stamps(bundle),
         counts=_counts(bundle),
-        blockers=words.blockers(bundle.verdicts),
+        blockers=_by_advice(words.blockers(bundle.verdicts)),
         remarks=[v for v in bundle.verdicts if v.remark],
         findings=words.findings(bundle),
         chapters=_chapters(bundle, catalogue),
@@ -47,10 +49,8 @@ def _template() -> Template:
 
 
 def _counts(bundle: Bundle) -> list[tuple[str, int]]:
-    found: dict[str, int] = {}
-    for v in bundle.verdicts:
-        found[words.word(v)] = found.get(words.word(v), 0) + 1
-    return list(found.items())
+    found = Counter(words.word(v) for v in bundle.verdicts)
+    return sorted(found.items(), key=lambda pair: pair[0] in ("PASS", "N/A"))
 
 
 def _chapters(bundle: Bundle, catalogue: Catalogue) -> list[dict[str, Any]]:
@@ -65,9 +65,24 @@ def _chapters(bundle: Bundle, catalogue: Catalogue) -> list[dict[str, Any]]:
 def _line(name: str, rows: list[Verdict], bundle: Bundle, catalogue: Catalogue) -> dict[str, Any]:
     line = bundle.profile.lines.get(name) if bundle.profile else None
     return {
-        "id": name, "title": _title(name, catalogue), "rows": rows, "severity": rows[0].severity,
+        "id": name, "title": _title(name, catalogue), "rows": _alike(rows), "severity": rows[0].severity,
         "source": line.source if line else "", "uncalibrated": bool(line and line.uncalibrated),
     }  # fmt: skip
+
+
+def _alike(rows: list[Verdict]) -> list[tuple[Verdict, list[str]]]:
+    """Return the verdicts that differ in more than their device, each with its devices."""
+    groups: dict[Verdict, list[str]] = {}
+    for v in rows:
+        groups.setdefault(replace(v, device=""), []).append(v.device)
+    return list(groups.items())
+
+
+def _by_advice(standing: list[words.Blocker]) -> list[tuple[str, list[words.Blocker]]]:
+    groups: dict[str, list[words.Blocker]] = {}
+    for blocker in standing:
+        groups.setdefault(blocker.advice, []).append(blocker)
+    return list(groups.items())
 
 
 def _title(metric: str, catalogue: Catalogue) -> str:

@@ -75,7 +75,7 @@ def advice(verdict: Verdict) -> str:
         return "Put it right and measure again, or agree on it in writing as a waiver."
     if verdict.reason.startswith(CLAIMED):
         return "Measure it with a channel that is proven alive."
-    if verdict.reason.startswith(NOT_RECORDED):
+    if verdict.reason.endswith(NOT_RECORDED):
         return "Measure it: the recording does not hold it."
     if NO_METHOD in verdict.reason:
         return "Measure it by other means and attest it, or wait for the version that measures it."
