@@ -87,7 +87,9 @@ def find(view: View) -> list[Finding]:
 def wrong_peak(view: View) -> Iterator[Finding]:
     """A rate was compared with a peak of another accumulator."""
     facts = view.profile.card.facts if view.profile.card else None
-    stated = {g: v for g, v in view.numbers("gpu.gemm.reference_peak").items() if facts and v > facts.fp16_tflops * 1.05}
+    stated = {
+        g: v for g, v in view.numbers("gpu.gemm.reference_peak").items() if facts and v > facts.fp16_tflops * 1.05
+    }
     rates = view.numbers("gpu.gemm.fp16")
     if not facts or not stated or not rates:
         return
@@ -96,8 +98,8 @@ def wrong_peak(view: View) -> Iterator[Finding]:
         "wrong-peak",
         f"The FP16 rate was compared with {peak:g} TFLOPS, which is not the peak of what was measured: "
         "matrix products in PyTorch accumulate in FP32.",
-        f"{best} reaches {rates[best]:g} TFLOPS, {rates[best] / facts.fp16_tflops:.0%} of the dense FP32-accumulate peak "
-        f"of {facts.fp16_tflops:g} at {facts.boost_clock_mhz} MHz, and {rates[best] / peak:.0%} of {peak:g}.",
+        f"{best} reaches {rates[best]:g} TFLOPS, {rates[best] / facts.fp16_tflops:.0%} of the dense "
+        f"FP32-accumulate peak of {facts.fp16_tflops:g} at {facts.boost_clock_mhz} MHz, and {rates[best] / peak:.0%} of {peak:g}.",
         f"Compare with {facts.fp16_tflops:g}. Above 100 % means that the card boosts over its rated clock; a rate "
         f"near {peak:g} would be a measurement error.",
     )
@@ -115,9 +117,9 @@ def uneven_caps(view: View) -> Iterator[Finding]:
             yield Finding(
                 "uneven-caps",
                 f"{gpu} is slower, but it also has the lowest power cap: the ranking of the cards is not comparable.",
-                f"{gpu} burns at {rate:g} TFLOPS, {1 - rate / usual:.1%} below the median, with a cap of {caps[gpu]:g} W; "
-                f"the others have {min(others):g} to {max(others):g} W.",
-                "Set the same power limit on all cards (nvidia-smi -pl), repeat the burn, and only then speak of silicon.",
+                f"{gpu} burns at {rate:g} TFLOPS, {1 - rate / usual:.1%} below the median, "
+                f"with a cap of {caps[gpu]:g} W; the others have {min(others):g} to {max(others):g} W.",
+                "Set one power limit on all cards (nvidia-smi -pl), repeat the burn, and only then speak of silicon.",
             )
 
 
@@ -128,7 +130,12 @@ def target_as_limit(view: View) -> Iterator[Finding]:
     limits = {line.max for name, line in view.profile.lines.items() if name.endswith(".temperature")} - {None}
     proven = [v for (name, _), v in view.verdicts.items() if name == "gpu.burn.throttle" and v.verdict == "PASS"]
     burnt = view.numbers("gpu.burn.temperature")
-    if target is None or not burnt or len(proven) >= len(burnt) or not any(m is not None and m >= target for m in limits):
+    if (
+        target is None
+        or not burnt
+        or len(proven) >= len(burnt)
+        or not any(m is not None and m >= target for m in limits)
+    ):
         return
     yield Finding(
         "target-as-limit",
@@ -225,7 +232,9 @@ def too_fast_for_depth(view: View) -> Iterator[Finding]:
             jobs = view.condition(metric, drive, "numjobs")
             if depth and iops > 0 and jobs is None and 1e6 * depth / iops < LEAST_LATENCY_US:
                 latency = 1e6 * depth / iops
-                parts.append(f"{metric}: {iops:,.0f} IOPS at a total depth of {depth:.0f} is a mean of {latency:.0f} us")
+                parts.append(
+                    f"{metric}: {iops:,.0f} IOPS at a total depth of {depth:.0f} is a mean of {latency:.0f} us"
+                )
     if parts:
         yield Finding(
             "too-fast-for-depth",
@@ -281,7 +290,8 @@ def not_steady(view: View) -> Iterator[Finding]:
     if short and view.profile.gpus > 1:
         yield Finding(
             "not-steady",
-            f"{max(short.values()):.0f} s of burn is not thermal steady state with {view.profile.gpus} cards in one chassis.",
+            f"{max(short.values()):.0f} s of burn is not thermal steady state: "
+            f"{view.profile.gpus} cards share one chassis.",
             ", ".join(f"{metric} after {seconds:.0f} s" for metric, seconds in short.items()) + ".",
             "Burn until the temperature is flat, at least five minutes, with the chassis closed.",
         )
@@ -309,4 +319,3 @@ RULES: tuple[Rule, ...] = (
     thinnest_margin,
     not_steady,
 )
-

@@ -121,7 +121,8 @@ def _only(run: "Run", kind: str) -> str:
 def spec(request: pytest.FixtureRequest) -> "ItemState":
     """The spec line and device that this item decides."""
     _run(request)
-    return request.node.stash[STATE]
+    state: ItemState = request.node.stash[STATE]
+    return state
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def accept(request: pytest.FixtureRequest, spec: "ItemState") -> Callable[[Readi
             raise pytest.UsageError(message)
         spec.verdict = run.judge(spec.line, spec.device)
         if spec.verdict.blocks:
-            raise LineFailed(f"{spec.line}[{spec.device}] {spec.verdict.verdict}: {spec.verdict.reason}", pytrace=False)
+            raise LineFailed(str(spec.verdict), pytrace=False)
         return spec.verdict
 
     return decide

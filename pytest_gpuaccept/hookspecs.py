@@ -1,9 +1,10 @@
 """The hook by which a project adds probes of its own."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_gpuaccept.probe import Probe
 
 

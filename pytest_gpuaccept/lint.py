@@ -6,13 +6,13 @@ cannot fail or cannot be met. Must not read files; loader.py does.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_gpuaccept.errors import did_you_mean
 from pytest_gpuaccept.measurement import Metric
 from pytest_gpuaccept.probe import Catalogue
-from pytest_gpuaccept.profile import Line, Profile
+from pytest_gpuaccept.profile import Line, Profile, Scalar
 
 LOWEST_FLOOR = 0.30
 """A floor below this share of the datasheet rate cannot fail: DCGM ships five memory-bandwidth
@@ -101,9 +101,12 @@ def _rate(line: Line, metric: Metric, profile: Profile) -> Flaws:
             yield "min", f"{line.min:g} {rate.unit} is above the {rate.ceiling:.4g} {rate.unit} that it can reach"
         if rate.nominal and line.min < LOWEST_FLOOR * rate.nominal:
             share = line.min / rate.nominal
-            yield "min", (
-                f"{line.min:g} {rate.unit} is {share:.1%} of the datasheet's {rate.nominal:g} {rate.unit}: "
-                f"below {LOWEST_FLOOR:.0%} it cannot fail"
+            yield (
+                "min",
+                (
+                    f"{line.min:g} {rate.unit} is {share:.1%} of the datasheet's {rate.nominal:g} {rate.unit}: "
+                    f"below {LOWEST_FLOOR:.0%} it cannot fail"
+                ),
             )
 
 
@@ -143,15 +146,14 @@ def _check_params(profile: Profile, catalogue: Catalogue) -> Flaws:
                 yield f'params."{name}".{key}', flaw
 
 
-def _param_flaw(known: Iterable[str], key: str, value: object) -> str:
-    defaults = dict(known) if not isinstance(known, dict) else known
+def _param_flaw(defaults: Mapping[str, Scalar], key: str, value: Scalar) -> str:
     if key not in defaults:
         return f"unknown parameter{did_you_mean(key, defaults)}"
     default = defaults[key]
     numbers = isinstance(value, int | float) and isinstance(default, int | float)
     if isinstance(value, bool) != isinstance(default, bool) or not (numbers or isinstance(value, type(default))):
         return f"{value!r} is not of the type of {default!r}"
-    if numbers and not isinstance(value, bool) and not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+    if isinstance(value, int | float) and not isinstance(value, bool) and not (math.isfinite(value) and value > 0):
         return f"{value!r} is not above zero"
     return ""
 

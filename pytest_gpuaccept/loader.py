@@ -7,9 +7,9 @@ the rules lint.py's.
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pytest_gpuaccept import lint
 from pytest_gpuaccept.errors import InputError, did_you_mean
@@ -44,7 +44,7 @@ class ProfileFile(StrictModel):
     title: str
     inherits: list[str] = []
     card: str | None = None
-    gpus: int = 0
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
     devices: dict[str, list[str]] = {}
     device: dict[str, DeviceFacts] = {}
     params: dict[str, dict[str, Scalar]] = {}
@@ -166,12 +166,13 @@ class _Loader:
                 self.mistakes.append(Mistake(name, "", "card", "GPUs are ordered, but no card is named"))
             return None
         lines = {i: line for i, table in raw.line.items() if (line := self._line(i, table, card, raw.gpus))}
-        devices = {**{k: tuple(v) for k, v in raw.devices.items()}, **gpu_devices(raw.gpus), "host": ("host",)}
+        named: Table = {kind: tuple(ids) for kind, ids in raw.devices.items()}
+        named |= {"host": ("host",), **gpu_devices(raw.gpus)}
         waivers = self._beside(WaiverFile, "waivers", name, file)
         attested = self._beside(AttestationFile, "attested", name, file)
         table = {
             "name": file.stem if file else name, "title": raw.title, "card_name": card_name, "card": card,
-            "gpus": raw.gpus, "devices": devices, "device": raw.device, "effort": effort, "lines": lines,
+            "gpus": raw.gpus, "devices": named, "device": raw.device, "effort": effort, "lines": lines,
             "params": _over_tables(raw.params, raw.effort.get(effort, {})),
             "waivers": tuple(waivers.waiver) if waivers else (),
             "attested": tuple(attested.attested) if attested else (),

@@ -23,8 +23,13 @@ PHASES: tuple[str, ...] = get_args(Phase)
 class Inputs(Protocol):
     """What a derivation sees: the table, the profile, and the device it is asked for."""
 
-    device: str
-    profile: Profile
+    @property
+    def device(self) -> str:
+        """The device that the derivation is asked for."""
+
+    @property
+    def profile(self) -> Profile:
+        """The profile of the run."""
 
     def get(self, metric: str, device: str | None = None) -> Measurement:
         """Return a measurement; raises Unmeasurable with its reason when there is none."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -174,21 +175,20 @@ class Session:
 
     def write(self, *lines: str) -> None:
         """Write lines to the terminal, through pytest's reporter."""
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        for line in lines:
-            reporter.write_line(line)
+        reporter: pytest.TerminalReporter | None = self.config.pluginmanager.get_plugin("terminalreporter")
+        for line in lines if reporter else ():
+            reporter.write_line(line)  # type: ignore[union-attr]
 
     def _take_signals(self) -> None:
         for number, handler in ((signal.SIGTERM, _as_interrupt), (signal.SIGHUP, self._lose_terminal)):
             before = signal.signal(number, handler)
-            self._restore.append(lambda number=number, before=before: signal.signal(number, before))
+            self._restore.append(partial(signal.signal, number, before))
 
     def _lose_terminal(self, _number: int, _frame: FrameType | None) -> None:
         """Go on without a terminal: what was going to it goes to a file beside the evidence."""
         file = (self.folder or self.settings.folder) / "terminal.log"
         log = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-        for name in os.listdir("/proc/self/fd"):
-            fd = int(name)
+        for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
             if fd != log and _is_terminal(fd):
                 os.dup2(log, fd)
         if self.run and self.run.writer:
@@ -253,7 +253,9 @@ class Session:
             return
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         gaps = ["the run was cut off"] if interrupted else []
-        missed = "the run ended before it was decided" if interrupted or session.shouldfail else "not selected in this run"
+        missed = (
+            "the run ended before it was decided" if interrupted or session.shouldfail else "not selected in this run"
+        )
         self.decision = self.run.finish(missed, gaps)
         if exitstatus not in KEEPS_ITS_STATUS:
             session.exitstatus = self.decision.exit_status
@@ -284,11 +286,10 @@ def _is_without_line(item: pytest.Item) -> bool:
 def _align(report: pytest.TestReport, verdict: Verdict) -> None:
     """Make pytest's outcome follow the verdict: failed exactly when it stands in the way."""
     report.outcome = "failed" if verdict.blocks else "passed"
-    text = f"{verdict.line}[{verdict.device}] {verdict.verdict}: {verdict.reason}"
     if not verdict.blocks:
         report.longrepr = None
     elif not report.longrepr or isinstance(report.longrepr, tuple):
-        report.longrepr = text
+        report.longrepr = str(verdict)
 
 
 def _properties(verdict: Verdict) -> list[tuple[str, object]]:
@@ -319,7 +320,7 @@ def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
 def _is_terminal(fd: int) -> bool:
     """Say whether a descriptor belongs to a terminal, a hung-up one included."""
     try:
-        return os.readlink(f"/proc/self/fd/{fd}").startswith(("/dev/pts/", "/dev/tty"))
+        return str(Path(f"/proc/self/fd/{fd}").readlink()).startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
 

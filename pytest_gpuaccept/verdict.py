@@ -33,6 +33,10 @@ class Verdict:
     provenance: str
     reason: str
 
+    def __str__(self) -> str:
+        """Write `LINE[DEVICE] VERDICT: REASON`."""
+        return f"{self.line}[{self.device}] {self.verdict}: {self.reason}"
+
     @property
     def blocks(self) -> bool:
         """Whether it stands in the way of acceptance."""
@@ -95,7 +99,7 @@ def waive(verdict: Verdict, waiver: Waiver) -> Verdict:
     return replace(verdict, verdict="WAIVED", reason=reason)
 
 
-def decide(
+def decide(  # noqa: PLR0913 - what decides, all by name
     verdicts: Mapping[tuple[str, str], Verdict],
     expected: Iterable[tuple[str, str]],
     *,
@@ -123,7 +127,7 @@ def decide(
 
 
 def _texts(verdicts: Mapping[tuple[str, str], Verdict], wanted: Callable[[Verdict], bool]) -> list[str]:
-    return [f"{v.line}[{v.device}] {v.verdict}: {v.reason}" for v in verdicts.values() if wanted(v)]
+    return [str(v) for v in verdicts.values() if wanted(v)]
 
 
 def _not_applicable(line: Line, metric: Metric, card: Card | None) -> str:

@@ -49,7 +49,9 @@ VLLM = (
     Metric("vllm.batch.output", "32 requests at once, output", "tok/s", "vllm", max_cv=0.1),
     Metric("vllm.batch.latency", "Latency stated for the batch", "ms", "vllm"),
     Metric("vllm.short.latency", "Latency stated for a short answer", "ms", "vllm"),
-    Metric("vllm.roofline", "Decode against the memory-bandwidth bound", "ratio", "vllm", rate="share", derive=roofline),
+    Metric(
+        "vllm.roofline", "Decode against the memory-bandwidth bound", "ratio", "vllm", rate="share", derive=roofline
+    ),
 )
 LLAMACPP = (
     Metric("llamacpp.version", "llama-cpp-python version", "text", "llamacpp"),

@@ -99,9 +99,7 @@ COMBINED = (
     Metric("gpu.combined.system_power", "Power of the whole machine in the combined burn", "W", "host"),
 )
 
-HEALTH = (
-    Metric("gpu.ecc.uncorrected", "Uncorrected memory errors", "count", "gpu", needs="ecc", none_seen=True),
-)
+HEALTH = (Metric("gpu.ecc.uncorrected", "Uncorrected memory errors", "count", "gpu", needs="ecc", none_seen=True),)
 
 PROBES = (
     Probe("gpu.inventory", "inventory", "host", INVENTORY, driver=True),

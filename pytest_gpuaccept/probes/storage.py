@@ -106,25 +106,27 @@ def _result(job: dict[str, Any], half: dict[str, Any], options: dict[str, str]) 
     return FioResult(counts[0], counts[1], iops, counts[2], latency, int(job["error"]), options)
 
 
-def flaws(result: FioResult, job: Job, size: int, device_bytes: int, ceiling_mbps: float | None) -> list[str]:
+def flaws(result: FioResult, job: Job, size: int, device_bytes: int, ceiling: float | None) -> list[str]:
     """Return why a fio result is not evidence of the drive's speed; an empty list when it is."""
     depth = job.iodepth * job.numjobs
     busy = result.iops * result.latency_ns / 1e9
     asked = {"rw": job.rw, "bs": f"{job.bs_kib}k", "iodepth": str(job.iodepth), "direct": "1", "size": str(size)}
     other = [key for key, value in asked.items() if result.options.get(key) != value]
-    gates = {
-        f"fio reports error {result.error}": result.error != 0,
-        "nothing was transferred": result.io_bytes <= 0 or result.bw_bytes <= 0 or result.iops <= 0,
-        f"ran {result.runtime_ms} ms of {job.seconds} s": result.runtime_ms < FULL_TIME * 1000 * job.seconds,
-        f"the drive moved {device_bytes:,} bytes of the {result.io_bytes:,} that fio counted: "
-        "a cache or unwritten extents answered": device_bytes < FROM_DEVICE * result.io_bytes,
-        f"{busy:.0f} requests were in flight on average instead of {depth}": job.seconds > 0
-        and abs(busy - depth) > LITTLE * depth,
-        f"fio ran with other options than asked: {', '.join(other)}": bool(other),
-        f"{result.bw_bytes / 1e6:,.0f} MB/s is more than the link of {ceiling_mbps} MB/s carries": ceiling_mbps is not None
-        and result.bw_bytes / 1e6 > ceiling_mbps,
-    }  # fmt: skip
-    return [reason for reason, bad in gates.items() if bad]
+    mbps = result.bw_bytes / 1e6
+    gates = (
+        (result.error != 0, f"fio reports error {result.error}"),
+        (min(result.io_bytes, result.bw_bytes, result.iops) <= 0, "nothing was transferred"),
+        (result.runtime_ms < FULL_TIME * 1000 * job.seconds, f"ran {result.runtime_ms} ms of {job.seconds} s"),
+        (
+            device_bytes < FROM_DEVICE * result.io_bytes,
+            f"the drive moved {device_bytes:,} of the {result.io_bytes:,} bytes that fio counted: "
+            "a cache or unwritten extents answered",
+        ),
+        (abs(busy - depth) > LITTLE * depth, f"{busy:.1f} requests were in flight on average instead of {depth}"),
+        (bool(other), f"fio ran with other options than asked: {', '.join(other)}"),
+        (ceiling is not None and mbps > ceiling, f"{mbps:,.0f} MB/s is more than a link of {ceiling} MB/s carries"),
+    )
+    return [reason for bad, reason in gates if bad]
 
 
 def rates(site: Site) -> Iterator[Outcome]:

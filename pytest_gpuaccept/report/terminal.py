@@ -30,8 +30,9 @@ def summary_text(bundle: Bundle, width: int, *, colour: bool) -> str:
 def _table(verdicts: tuple[Verdict, ...]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("line", "device", "measured", "limit", "margin", "verdict"):
-        justify = "right" if name in ("measured", "margin") else "left"
-        table.add_column(name, overflow="fold", justify=justify, no_wrap=name not in ("measured", "limit"))
+        table.add_column(name, overflow="fold", no_wrap=name not in ("measured", "limit"))
+    for column in (table.columns[2], table.columns[4]):
+        column.justify = "right"
     for v in verdicts:
         value = "-" if v.value is None else show(v.value, v.unit)
         mark = Text(word(v), style="yellow" if word(v).startswith("REMARK") else WORDS[v.verdict][1])
