@@ -61,7 +61,7 @@ class View:
         """Return a numeric condition that a value was taken under, or None."""
         got = self.get(metric, device)
         value = got.conditions.get(name) if got else None
-        return None if value is None or isinstance(value, bool | str) else float(value)
+        return None if value is None else number(value)
 
 
 WHY_SLOW = {
@@ -99,7 +99,8 @@ def wrong_peak(view: View) -> Iterator[Finding]:
         f"The FP16 rate was compared with {peak:g} TFLOPS, which is not the peak of what was measured: "
         "matrix products in PyTorch accumulate in FP32.",
         f"{best} reaches {rates[best]:g} TFLOPS, {rates[best] / facts.fp16_tflops:.0%} of the dense "
-        f"FP32-accumulate peak of {facts.fp16_tflops:g} at {facts.boost_clock_mhz} MHz, and {rates[best] / peak:.0%} of {peak:g}.",
+        f"FP32-accumulate peak of {facts.fp16_tflops:g} at {facts.boost_clock_mhz} MHz, "
+        f"and {rates[best] / peak:.0%} of {peak:g}.",
         f"Compare with {facts.fp16_tflops:g}. Above 100 % means that the card boosts over its rated clock; a rate "
         f"near {peak:g} would be a measurement error.",
     )

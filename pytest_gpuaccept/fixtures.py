@@ -42,9 +42,9 @@ class LineFailed(pytest.fail.Exception):  # type: ignore[name-defined,misc]
 class Readings(Mapping[str, "Outcome"]):
     """What one probe said of one device: by metric id, or by its short name as an attribute."""
 
-    def __init__(self, prefix: str, outcomes: Mapping[str, "Outcome"]) -> None:
-        """Take the outcomes by metric id; `prefix` is what short names leave out."""
-        self._prefix, self._outcomes = prefix, outcomes
+    def __init__(self, probe: str, outcomes: Mapping[str, "Outcome"]) -> None:
+        """Take a probe's name and what it said, by metric id."""
+        self._probe, self._outcomes = probe, outcomes
 
     def __getitem__(self, metric: str) -> "Outcome":
         """Return the outcome of a metric id."""
@@ -59,11 +59,11 @@ class Readings(Mapping[str, "Outcome"]):
         return len(self._outcomes)
 
     def __getattr__(self, short: str) -> "Outcome":
-        """Return an outcome by short name: `gpu.gemm().fp16`; a failed one has a `reason`, no value."""
-        for name in (f"{self._prefix}.{short}", short.replace("__", ".")):
-            if name in self._outcomes:
-                return self._outcomes[name]
-        message = f"{self._prefix} reads {', '.join(self._outcomes)}; it has no {short!r}"
+        """Return an outcome by the end of its id: `gpu.gemm().fp16`; a failed one has a `reason`, no value."""
+        named = [outcome for name, outcome in self._outcomes.items() if name.endswith(f".{short}")]
+        if len(named) == 1:
+            return named[0]
+        message = f"{self._probe} reads {', '.join(self._outcomes)}: {short!r} names {len(named)} of them"
         raise AttributeError(message)
 
 

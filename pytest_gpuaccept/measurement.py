@@ -38,7 +38,8 @@ class Interval:
 
     def __str__(self) -> str:
         """Write `19-22`, or `>=1` when the upper end is open."""
-        return f">={self.low:g}" if self.high is None else f"{self.low:g}-{self.high:g}"
+        low = f"{as_float(self.low):g}"
+        return f">={low}" if self.high is None else f"{low}-{as_float(self.high):g}"
 
 
 Value = bool | int | float | str | Interval
@@ -129,8 +130,17 @@ Outcome = Measurement | NotMeasured
 def number(value: Value) -> float | None:
     """Return a plain number as float, the midpoint of a closed interval, else None."""
     if isinstance(value, Interval):
-        return value.low if value.high is None else (value.low + value.high) / 2
-    return None if isinstance(value, bool | str) else float(value)
+        low, high = as_float(value.low), value.high
+        return low if high is None else (low + as_float(high)) / 2
+    return None if isinstance(value, bool | str) else as_float(value)
+
+
+def as_float(value: float) -> float:
+    """Return a number as float; an integer beyond floats is infinite, hence never a pass."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def show(value: Value, unit: str = "") -> str:
@@ -146,6 +156,7 @@ def show(value: Value, unit: str = "") -> str:
 
 
 def _digits(value: float) -> str:
+    value = as_float(value)
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e9:  # noqa: PLR2004 - beyond it, grouping misleads

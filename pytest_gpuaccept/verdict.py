@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import UNSPOKEN, Interval, Measurement, Metric, NotMeasured, Outcome, Value, show
+from pytest_gpuaccept.measurement import UNSPOKEN, Interval, Measurement, Metric, NotMeasured, Outcome, Value, as_float, show
 from pytest_gpuaccept.profile import Card, Line, Rate, Severity, Waiver
 
 Word = Literal["PASS", "MARGINAL", "FAIL", "ERROR", "NOT_RUN", "WAIVED", "NOT_APPLICABLE"]
@@ -134,7 +134,7 @@ def _not_applicable(line: Line, metric: Metric, card: Card | None) -> str:
     if line.not_applicable:
         return line.not_applicable
     if metric.needs and card and metric.needs in card.lacks:
-        return f"{card.name} has no {metric.needs.replace('_', ' ')}"
+        return f"{card.name} does not report {metric.needs.replace('_', ' ')}"
     return ""
 
 
@@ -171,15 +171,8 @@ def _check_number(end: float, got: Measurement, metric: Metric, rate: Rate | Non
 
 def _ends(value: Value) -> tuple[float, ...]:
     if isinstance(value, Interval):
-        return (value.low,) if value.high is None else (value.low, value.high)
-    return () if isinstance(value, bool | str) else (_as_float(value),)
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+        return tuple(as_float(end) for end in (value.low, value.high) if end is not None)
+    return () if isinstance(value, bool | str) else (as_float(value),)
 
 
 def _nonsense(reason: str) -> NoReturn:

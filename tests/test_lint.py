@@ -1,0 +1,243 @@
+"""Profiles: how they are found, inherited and resolved, and what is refused with which words."""
+
+import pytest
+
+from pytest_gpuaccept.errors import InputError
+from pytest_gpuaccept.loader import known_profiles, load_profile
+
+HEAD = 'title = "t"\ninherits = ["base-gpu"]\ncard = "rtx4090"\ngpus = 4\n'
+LINE = '[line."gpu.gemm.fp16"]\nunit = "TFLOPS"\nsource = "s"\n'
+
+
+def refused(catalogue, folder, name="mine"):
+    """Return the text with which a profile is refused."""
+    with pytest.raises(InputError) as caught:
+        load_profile(name, catalogue, folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["1xh100", "1xh200", "4x4090", "4xpro6000", "8x4090", "8xl40", "host"])
+def test_every_shipped_profile_is_without_mistake(name, catalogue, tmp_path):
+    """Each shipped profile loads, from any folder, and asks for verdicts."""
+    profile = load_profile(name, catalogue, tmp_path)
+    assert name in known_profiles(tmp_path)
+    assert list(catalogue.expected(profile))
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "rtx4090", "rtx5090", "l40", "l40s", "rtxpro6000-workstation", "rtxpro6000-maxq", "rtxpro6000-server",
+        "h100-sxm", "h100-pcie", "h200", "a100-sxm-80gb", "a100-pcie-80gb", "4090", "5090",
+    ],
+)  # fmt: skip
+def test_any_count_of_any_card_composes_a_profile(card, catalogue, tmp_path):
+    """`<N>x<card or alias>` is a profile, with the physics lines required."""
+    profile = load_profile(f"3x{card}", catalogue, tmp_path)
+    assert profile.devices["gpu"] == ("gpu0", "gpu1", "gpu2")
+    assert profile.devices["gpu_pair"] == ("gpu0-gpu1", "gpu0-gpu2", "gpu1-gpu2")
+    assert all(profile.lines[name].severity == "required" for name in ("gpu.gemm.efficiency", "gpu.copy.device"))
+
+
+def test_cards_agree_with_their_own_arithmetic(catalogue, tmp_path):
+    """Each card's FP16 datasheet rate is SMs x FLOP/clk/SM x clock within 2 %."""
+    for name in ("rtx4090", "rtx5090", "l40", "l40s", "h100-sxm", "h100-pcie", "h200", "a100-sxm-80gb"):
+        card = load_profile(f"1x{name}", catalogue, tmp_path).card
+        assert card.tensor_ceiling(card.facts.boost_clock_mhz) == pytest.approx(card.facts.fp16_tflops, rel=0.02)
+
+
+def test_the_4090_profiles_order_the_stock_power_limit(catalogue, tmp_path):
+    """The power limit of the RTX 4090 profiles is 450 W."""
+    for name in ("4x4090", "8x4090"):
+        assert load_profile(name, catalogue, tmp_path).lines["gpu.power.limit"].equals == 450
+
+
+def test_an_unverified_fact_makes_its_line_advisory_and_says_so(catalogue, tmp_path):
+    """A limit that rests on a fact nobody confirmed is advisory, uncalibrated, and named unverified."""
+    line = load_profile("8xl40", catalogue, tmp_path).lines["gpu.gemm.fp16"]
+    assert (line.severity, line.uncalibrated) == ("advisory", True)
+    assert "unverified" in line.source
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mni = 150", ("thresholds/mine.toml", "gpu.gemm.fp16", "mni", "unknown key", "'min'")),
+        ("min = 160\nmax = 150", ("min", "above max")),
+        ("min = 150\nguard = -1", ("guard",)),
+        ('min = 150\nguard = "2 TFLOPS"', ("guard", "percentage")),
+        ("min = nan", ("min",)),
+        ("min = true", ("min",)),
+        ('min = "150"', ("min",)),
+        ("min = 250", ("above", "can reach")),
+        ("min = 40", ("24.2%", "cannot fail")),
+        ("min = 0.17", ("cannot fail",)),
+        ("equals = 150\nmin = 150", ("equals", "another kind of limit")),
+        ("equals = 150\nguard = 1", ("guard", "exact")),
+        ('equals = "fast"', ("'fast'", "TFLOPS")),
+        ('min = "@card.gemm_floor"', ("not a fact", "gemm_fp16_floor_tflops")),
+        ("min_fraction = 2", ("min_fraction",)),
+        ("min = 150\nmin_fraction = 0.9", ("min_fraction", "no min beside it")),
+        ('min = 150\ndevices = ["gpu4"]', ("gpu4", "'gpu3'")),
+        ('min = 150\nseverity = "required"\nuncalibrated = true', ("severity", "advisory")),
+        ('min = 150\nseverity = "must"', ("severity",)),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_place(text, words, catalogue, write):
+    """The message names the file, the line's id and what is wrong with it."""
+    message = refused(catalogue, write(HEAD + LINE + text))
+    assert "gpu.gemm.fp16" in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD + '[line."gpu.gem.fp16"]\nmin = 1\nunit = "TFLOPS"\nsource = "s"', ("gpu.gem.fp16", "'gpu.gemm.fp16'")),
+        (HEAD + '[line."gpu.gemm.fp16"]\nmin = 150\nunit = "TFLOP"\nsource = "s"', ("unit", "'TFLOP'", "'TFLOPS'")),
+        (HEAD + '[line."gpu.gemm.fp16"]\nmin = 150\nunit = "TFLOPS"\nsource = ""', ("source",)),
+        (HEAD + '[line."gpu.burn.temperature"]\nmax = 95\nunit = "C"\nsource = "s"', ("beyond", "shutdown at 89")),
+        (HEAD + '[line."nvme.read.seq"]\nmin = 1\nunit = "MB/s"\nsource = "s"', ("orders no device", "nvme")),
+        (HEAD + '[line."gpu.memory"]\nunit = "GiB"\nsource = "s"', ("gpu.memory", "states no limit")),
+        (HEAD + '[params."cpu.burn"]\nsecond = 5', ("cpu.burn", "second", "'seconds'")),
+        (HEAD + '[params."cpu.burn"]\nseconds = "5"', ("seconds", "type")),
+        (HEAD + '[params."cpu.burn"]\nseconds = 0', ("above zero",)),
+        (HEAD + '[params."cpu.bum"]\nseconds = 5', ("no such probe", "'cpu.burn'")),
+        (HEAD + '[devices]\nnvme = ["ssd1"]', ("ssd1", "not a device id")),
+        (HEAD + '[device.nvme7]\nmount = "/x"', ("nvme7", "not ordered")),
+        (HEAD + "[effort.quik.x]\ny = 1", ("quik", "'quick'")),
+        (HEAD.replace("base-gpu", "base-gpo"), ("inherits", "base-gpo")),
+        (HEAD.replace("base-gpu", "mine"), ("inherits itself",)),
+        (HEAD.replace("rtx4090", "rtx4080"), ("no card 'rtx4080'", "'rtx4090'")),
+        (HEAD.replace("gpus = 4", "gpus = -1"), ("gpus",)),
+        (HEAD.replace("gpus = 4", 'gpus = "4"'), ("gpus",)),
+        ('title = "t"\ngpus = 1', ("no card is named",)),
+        ('title = "t"\ntilte = "u"', ("tilte", "unknown key", "'title'")),
+        ("title = 'unclosed", ("cannot be read",)),
+    ],
+)
+def test_a_bad_profile_is_refused_with_its_place(text, words, catalogue, write):
+    """Unknown names get the nearest known one; nothing is skipped silently."""
+    message = refused(catalogue, write(text))
+    assert all(word in message for word in words), message
+
+
+def test_all_mistakes_are_told_at_once(catalogue, write):
+    """Three different mistakes in one file are three lines of one message."""
+    text = HEAD + LINE + 'mni = 1\n[line."gpu.xit"]\nmax = 0\nunit = "count"\nsource = "s"\n[params.x]\ny = 1'
+    message = refused(catalogue, write(text))
+    assert "3 mistake(s)" in message
+    assert all(word in message for word in ("mni", "gpu.xit", "params"))
+
+
+def test_an_unknown_profile_names_the_nearest(catalogue, tmp_path):
+    """A name that is no profile, no path and no composition is refused with what is known."""
+    assert "did you mean 'host'" in refused(catalogue, tmp_path, "hots")
+    assert "did you mean '4090'" in refused(catalogue, tmp_path, "4x409O")
+    assert "no such file" in refused(catalogue, tmp_path, "there/is/none.toml")
+
+
+CARD = """
+name = "NVIDIA TEST"
+aliases = []
+pci_device_id = "ffff"
+lacks = []
+unverified = []
+[facts]
+compute_capability = "9.0"
+sm_count = 132
+flop_per_clk_sm_fp16 = 4096
+flop_per_clk_sm_fp32 = 256
+boost_clock_mhz = 1830
+fp16_tflops = 989.4
+fp32_tflops = 67.0
+memory_mib = 65536
+memory_bandwidth_gbs = {bandwidth}
+pcie_gen = 5
+pcie_width = 16
+power_limit_w = 700
+temperature_limit_c = 87
+gemm_fp16_floor_tflops = 680.0
+[sources]
+"""
+FACTS = [line.split(" = ")[0] for line in CARD.split("[facts]")[1].split("[sources]")[0].split("\n") if " = " in line]
+
+
+@pytest.mark.parametrize(
+    ("model", "bandwidth", "floor_mbs"),
+    [
+        ("L40", 864.0, 49_050),
+        ("A100-SXM4-40GB", 1555.0, 137_500),
+        ("H100 64 GB", 2000.0, 122_250),
+        ("GH100", 3350.0, 127_500),
+        ("H200", 4800.0, 2_333),
+    ],
+)
+def test_the_five_slipped_dcgm_floors_are_refused(model, bandwidth, floor_mbs, catalogue, write):
+    """Each memory-bandwidth floor that DCGM ships 10 to 1000 times too low cannot be stated here."""
+    sources = "\n".join(f'{fact} = "test"' for fact in FACTS)
+    folder = write(CARD.format(bandwidth=bandwidth) + sources, "cards/slipped.toml")
+    floor = f'[line."gpu.copy.device"]\nmin = {floor_mbs / 1000}\nunit = "GB/s"\nsource = "DCGM, {model}"'
+    write('title = "t"\ninherits = ["base-gpu"]\ncard = "slipped"\ngpus = 1\n' + floor)
+    message = refused(catalogue, folder)
+    assert "gpu.copy.device" in message
+    assert "cannot fail" in message
+
+
+def test_a_card_fact_without_a_source_is_refused(catalogue, write):
+    """Every fact of a card names who says so."""
+    write(CARD.format(bandwidth=2000.0), "cards/bare.toml")
+    folder = write('title = "t"\ninherits = ["base-gpu"]\ncard = "bare"\ngpus = 1\n')
+    assert "facts without a source" in refused(catalogue, folder)
+
+
+def test_a_gpu_profile_cannot_do_without_the_physics_lines(catalogue, write):
+    """The efficiency floors that follow from the card's facts can be neither dropped nor made advisory."""
+    line = '[line."gpu.gemm.efficiency"]\nseverity = "advisory"\n'
+    assert "follows from the card's facts" in refused(catalogue, write(HEAD + line))
+    line = '[line."gpu.copy.device"]\nnot_applicable = "we do not care"\n'
+    assert "follows from the card's facts" in refused(catalogue, write(HEAD + line))
+
+
+def test_overriding_a_limit_takes_the_unit_and_nothing_else(catalogue, write):
+    """A line with a new limit loses the old source and guard; one without keeps everything else."""
+    text = HEAD + '[line."gpu.gemm.fp32"]\nmin = 60\nsource = "mine"\n[line."gpu.xid"]\nseverity = "advisory"\n'
+    profile = load_profile("mine", catalogue, write(text))
+    assert (profile.lines["gpu.gemm.fp32"].min, profile.lines["gpu.gemm.fp32"].guard) == (60, 0)
+    assert (profile.lines["gpu.gemm.fp32"].source, profile.lines["gpu.gemm.fp32"].uncalibrated) == ("mine", False)
+    assert (profile.lines["gpu.xid"].severity, profile.lines["gpu.xid"].max) == ("advisory", 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('line = "gpu.xid"\ndevice = "gpu0"\nwho = "J. Roe"\nuntil = 2030-01-01', ("reason", "missing")),
+        ('line = "gpu.xid"\ndevice = "gpu0"\nreason = "r"\nuntil = 2030-01-01', ("who", "missing")),
+        ('line = "gpu.xid"\ndevice = "gpu0"\nreason = ""\nwho = "J. Roe"\nuntil = 2030-01-01', ("reason",)),
+        ('line = "gpu.xit"\ndevice = "gpu0"\nreason = "r"\nwho = "w"\nuntil = 2030-01-01', ("gpu.xit", "'gpu.xid'")),
+        ('line = "gpu.xid"\ndevice = "gpu9"\nreason = "r"\nwho = "w"\nuntil = 2030-01-01', ("gpu9",)),
+        ('line = "gpu.xid"\ndevice = "gpu0"\nreason = "r"\nwho = "w"\nuntil = "soon"', ("until",)),
+    ],
+)
+def test_a_waiver_needs_line_device_reason_name_and_date(entry, words, catalogue, write):
+    """A waiver that does not say what, why, who and until when is refused."""
+    write(HEAD)
+    message = refused(catalogue, write("[[waiver]]\n" + entry, "mine.waivers.toml"))
+    assert "mine.waivers.toml" in message or "gpu.xi" in message
+    assert all(word in message for word in words), message
+
+
+def test_effort_overrides_parameters_by_name(catalogue, tmp_path):
+    """A quick run takes the profile's quick parameters over its standard ones."""
+    standard = load_profile("host", catalogue, tmp_path)
+    quick = load_profile("host", catalogue, tmp_path, "quick")
+    assert (standard.params["cpu.burn"]["seconds"], quick.params["cpu.burn"]["seconds"]) == (60, 10)
+    assert quick.params["nvme.fio"]["keep_free_gib"] == standard.params["nvme.fio"]["keep_free_gib"]
+
+
+def test_the_digest_follows_the_content(catalogue, write):
+    """Two loads of one profile have one digest; another limit has another."""
+    folder = write(HEAD)
+    first, second = (load_profile("mine", catalogue, folder).digest() for _ in range(2))
+    write(HEAD + '[line."gpu.xid"]\nseverity = "advisory"\n')
+    assert first == second != load_profile("mine", catalogue, folder).digest()
