@@ -167,7 +167,7 @@ class _Loader:
             return None
         lines = {i: line for i, table in raw.line.items() if (line := self._line(i, table, card, raw.gpus))}
         named: Table = {kind: tuple(ids) for kind, ids in raw.devices.items()}
-        named.update(gpu_devices(raw.gpus), host=("host",))
+        named |= {"host": ("host",)} | {str(kind): ids for kind, ids in gpu_devices(raw.gpus).items()}
         waivers = self._beside(WaiverFile, "waivers", name, file)
         attested = self._beside(AttestationFile, "attested", name, file)
         table = {

@@ -148,11 +148,16 @@ def show(value: Value, unit: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return value
+        return printable(value)
     suffix = "" if unit in UNSPOKEN else f" {unit}"
     if isinstance(value, Interval):
         return f"{value}{suffix}"
     return f"{_digits(value)}{suffix}"
+
+
+def printable(text: str) -> str:
+    """Return text from a machine with what could steer a terminal written out."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _digits(value: float) -> str:

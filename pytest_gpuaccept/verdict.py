@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import UNSPOKEN, Interval, Measurement, Metric, NotMeasured, Outcome, Value, as_float, show
+from pytest_gpuaccept.measurement import (
+    UNSPOKEN,
+    Interval,
+    Measurement,
+    Metric,
+    NotMeasured,
+    Outcome,
+    Value,
+    as_float,
+    printable,
+    show,
+)
 from pytest_gpuaccept.profile import Card, Line, Rate, Severity, Waiver
 
 Word = Literal["PASS", "MARGINAL", "FAIL", "ERROR", "NOT_RUN", "WAIVED", "NOT_APPLICABLE"]
@@ -220,5 +231,5 @@ def _verdict(outcome: Outcome, line: Line, word: Word, reason: str, margin: floa
     note = f" ({got.note})" if got and got.note and word != "PASS" else ""
     return Verdict(
         line.id, outcome.device, word, got.value if got else None, line.unit, limit, margin,
-        line.severity, got.provenance if got else "", reason + note,
+        line.severity, got.provenance if got else "", printable(reason + note),
     )  # fmt: skip

@@ -163,7 +163,9 @@ def test_a_replay_never_falls_through_to_the_machine():
 
 def test_a_derived_metric_is_calculated_even_from_a_recording():
     """A recorded derived value is not believed: it follows from its inputs, or has their reason."""
-    total = Metric("x.sum", "sum", "W", "gpu", derive=lambda i: Measurement("x.sum", i.device, i.number("x.a") * 2, "W"))
+    total = Metric(
+        "x.sum", "sum", "W", "gpu", derive=lambda i: Measurement("x.sum", i.device, i.number("x.a") * 2, "W")
+    )
     recorded = {
         ("x.a", "gpu0"): Measurement("x.a", "gpu0", 7.0, "W"),
         ("x.sum", "gpu0"): Measurement("x.sum", "gpu0", 99.0, "W"),
@@ -176,7 +178,9 @@ def test_a_derived_metric_is_calculated_even_from_a_recording():
 @pytest.mark.parametrize("value", ["text", True, 0.0])
 def test_a_derivation_that_cannot_be_is_a_reason(value):
     """Text where a number is needed, or a division by zero, is an absent value with its reason."""
-    share = Metric("x.r", "r", "ratio", "gpu", derive=lambda i: Measurement("x.r", i.device, 1 / i.number("x.a"), "ratio"))
+    share = Metric(
+        "x.r", "r", "ratio", "gpu", derive=lambda i: Measurement("x.r", i.device, 1 / i.number("x.a"), "ratio")
+    )
     recorded = {("x.a", "gpu0"): Measurement("x.a", "gpu0", value, "W")}
     table = Bench(PROFILE, Catalogue([Probe("x", "gpu", "gpu", (A, share))]), Journal(), None, recorded)
     assert isinstance(table.outcome("x.r", "gpu0"), NotMeasured)

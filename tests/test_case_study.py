@@ -80,6 +80,4 @@ def test_verdicts_are_json_lines_with_ten_keys(case_study):
     """Each line of verdicts.jsonl is an object with the documented keys."""
     rows = [json.loads(row) for row in (case_study / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 153
-    assert {" ".join(row) for row in rows} == {
-        "line device verdict value unit limit margin severity provenance reason"
-    }
+    assert {" ".join(row) for row in rows} == {"line device verdict value unit limit margin severity provenance reason"}

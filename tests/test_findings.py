@@ -34,7 +34,10 @@ SPEAKS = {
     "uneven-caps": [*m("gpu.power.limit", {**CAPS, "gpu2": 400.0}), *m("gpu.burn.tflops", {**BURN, "gpu2": 140.0})],
     "target-as-limit": m("gpu.burn.temperature", {"gpu0": 83.0}),
     "engine-below-bandwidth": m("vllm.roofline", {"vllm": 0.1}),
-    "latency-that-is-none": [*m("vllm.single.decode", {"vllm": 40.0}), *m("vllm.short.latency", {"vllm": 800}, tokens=32)],
+    "latency-that-is-none": [
+        *m("vllm.single.decode", {"vllm": 40.0}),
+        *m("vllm.short.latency", {"vllm": 800}, tokens=32),
+    ],
     "peer-copy-without-peer": m("gpu_pair.copy", {"gpu0-gpu1": Interval(11, 12)}),
     "pageable-only": m("gpu.copy.d2h_pageable", {"gpu2": 3.0}),
     "too-fast-for-depth": m("nvme.write.rand", {"nvme0": 900_000}, iodepth=16),
@@ -46,7 +49,10 @@ SILENT = {
     "uneven-caps": [*m("gpu.power.limit", CAPS), *m("gpu.burn.tflops", {**BURN, "gpu2": 140.0})],
     "target-as-limit": [],
     "engine-below-bandwidth": [*m("vllm.roofline", {"vllm": 0.43}), *m("engines.cross", {"host": 2.2})],
-    "latency-that-is-none": [*m("vllm.single.decode", {"vllm": 40.0}), *m("vllm.short.latency", {"vllm": 90}, tokens=32)],
+    "latency-that-is-none": [
+        *m("vllm.single.decode", {"vllm": 40.0}),
+        *m("vllm.short.latency", {"vllm": 90}, tokens=32),
+    ],
     "peer-copy-without-peer": m("gpu_pair.copy", {"gpu0-gpu1": 20.0}, path="staged"),
     "pageable-only": [*m("gpu.copy.d2h_pageable", {"gpu2": 3.0}), *m("gpu.copy.d2h", {"gpu2": 26.0})],
     "too-fast-for-depth": m("nvme.write.rand", {"nvme0": 900_000}, iodepth=16, numjobs=16),

@@ -160,7 +160,9 @@ temperature_limit_c = 87
 gemm_fp16_floor_tflops = 680.0
 [sources]
 """
-FACTS = [line.split(" = ")[0] for line in CARD.split("[facts]")[1].split("[sources]")[0].split("\n") if " = " in line]
+FACTS = [
+    line.split(" = ")[0] for line in CARD.partition("[facts]")[2].partition("[sources]")[0].split("\n") if " = " in line
+]
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,9 @@ def test_replay_works_in_parallel(lab, pytester):
 def test_waivers_hold_until_their_date(lab, pytester):
     """A waiver accepts a failure by name; an expired one is void and printed."""
     for year, word, status in ((2999, "ACCEPTED WITH REMARKS", 0), (2020, "REJECTED", 1)):
-        waiver = f'[[waiver]]\nline = "lab.volts"\ndevice = "host"\nreason = "agreed"\nwho = "J. Roe"\nuntil = {year}-01-01'
+        waiver = (
+            f'[[waiver]]\nline = "lab.volts"\ndevice = "host"\nreason = "agreed"\nwho = "J. Roe"\nuntil = {year}-01-01'
+        )
         if year == 2999:
             lab(volts=99, run=False)
         (pytester.path / "thresholds" / "lab.waivers.toml").write_text(waiver)
@@ -386,8 +388,10 @@ def test_a_timeout_is_an_error_and_the_run_goes_on(lab, pytester):
 def test_without_hw_the_plugin_is_inert(lab, pytester):
     """Without --hw its tests are skipped, nothing is shown, and nothing heavy is imported."""
     lab(run=False)
+    pytester.makeconftest("")
     pytester.makepyfile(
-        test_plain="import sys\ndef test_plain():\n    assert not {'pydantic', 'rich', 'jinja2', 'pynvml'} & set(sys.modules)\n"
+        test_plain="import sys\ndef test_plain():\n"
+        "    assert not {'pydantic', 'rich', 'jinja2', 'pynvml'} & set(sys.modules)\n"
     )
     result = pytester.runpytest_subprocess("test_plain.py", "-p", "no:html", "-p", "no:xdist")
     result.assert_outcomes(passed=1)

@@ -211,7 +211,9 @@ def test_faults_gaps_and_remarks_count_whatever_the_lines_say():
 def test_a_waived_verdict_keeps_what_was_wrong(kind):
     """A waiver says who accepted what until when, and leaves the value standing."""
     assume(kind != "PASS")
-    waiver = Waiver.model_validate_json('{"line":"a","device":"gpu0","reason":"agreed","who":"J. Roe","until":"2030-01-01"}')
+    waiver = Waiver.model_validate_json(
+        '{"line":"a","device":"gpu0","reason":"agreed","who":"J. Roe","until":"2030-01-01"}'
+    )
     waived = waive(verdict_of(kind), waiver)
     assert (waived.verdict, waived.value, waived.remark, waived.blocks) == ("WAIVED", 1.0, True, False)
     assert all(text in waived.reason for text in ("because", "agreed", "J. Roe", "2030-01-01"))

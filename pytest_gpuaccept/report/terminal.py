@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_gpuaccept.evidence import Bundle
-from pytest_gpuaccept.measurement import show
+from pytest_gpuaccept.measurement import printable, show
 from pytest_gpuaccept.report.words import WORDS, blockers, findings, margin_text, stamps, word
 from pytest_gpuaccept.verdict import Verdict
 
@@ -54,8 +54,8 @@ def _print_findings(console: Console, bundle: Bundle) -> None:
     if found:
         console.print(Text(f"\nFindings ({len(found)}):", style="bold"))
     for number, f in enumerate(found, 1):
-        console.print(Text(f"{number:3}. {f.cause}"))
-        console.print(Padding(Text(f"Seen: {f.evidence}", style="dim"), (0, 0, 0, 5)))
+        console.print(Text(f"{number:3}. {printable(f.cause)}"))
+        console.print(Padding(Text(f"Seen: {printable(f.evidence)}", style="dim"), (0, 0, 0, 5)))
         console.print(Padding(Text(f"Do:   {f.remedy}"), (0, 0, 0, 5)))
 
 

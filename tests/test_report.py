@@ -1,0 +1,155 @@
+"""The report: complete, escaped, and honest about what kind of run it shows."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.measurement import Interval, show
+from pytest_gpuaccept.report import render_html, summary_text
+from pytest_gpuaccept.report.words import blockers, decision, margin_text, word
+from pytest_gpuaccept.verdict import Verdict
+
+EVIL = "<script>alert('x')</script>\x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def bundle(case_study):
+    """The judged case study."""
+    return read_bundle(case_study)
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced and collects them with their text."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text, self.attributes = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        """Remember a tag."""
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        """Close the tag that is open."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        """Remember text."""
+        self.text.append(data)
+
+
+def test_the_page_is_one_static_file(bundle, catalogue):
+    """No script, no network, balanced tags; every line of the profile is on it."""
+    text = render_html(bundle, catalogue)
+    page = Page(text)
+    assert not {"script", "img", "link", "iframe", "form"} & set(page.tags)
+    assert not [name for name, value in page.attributes if name in ("src", "href", "onclick") or "http:" in str(value)]
+    assert "http" not in re.sub(r"<meta http-equiv[^>]*>", "", text)
+    assert all(line in text for line in bundle.profile.lines)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "REPLAYED REJECTED", "PUBLISHED", "not the sign-off of a measured machine", "What stands in the way",
+        "Findings", "Every line", "Recorded, not judged", "What was not tested", "Digests", "signature",
+        "AMD EPYC 7542", "order: &gt;= 150 TFLOPS FP16", "limit not calibrated", "19-22 GB/s", "+2.5 TFLOPS (+1.7%)",
+    ],
+)  # fmt: skip
+def test_the_page_says_what_a_sign_off_needs(words, bundle, catalogue):
+    """Decision, stamp, identity, blockers, findings, lines with source, gaps, digests, signatures."""
+    assert words in render_html(bundle, catalogue)
+
+
+def test_the_decision_comes_before_everything_else(bundle, catalogue):
+    """The first text of the page's body is the decision."""
+    body = render_html(bundle, catalogue).split("<body>")[1]
+    assert (
+        body.index("REPLAYED REJECTED") < body.index("The machine") < body.index("Findings") < body.index("Every line")
+    )
+
+
+def test_strings_from_the_machine_are_text(bundle, catalogue):
+    """A device, value or reason that looks like markup is shown, not obeyed."""
+    verdict = replace(bundle.verdicts[0], device=EVIL, value=EVIL, reason=EVIL)
+    manifest = {**bundle.manifest, "host": {EVIL: EVIL}, "profile": EVIL, "origin": {"source": EVIL, "mode": EVIL}}
+    text = render_html(replace(bundle, verdicts=(verdict,), manifest=manifest, flaws=(EVIL,)), catalogue)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    Page(text)
+
+
+def test_a_bundle_with_flaws_is_incomplete_on_every_view(bundle, catalogue):
+    """Whatever the manifest claims, evidence that is not whole decides nothing."""
+    broken = replace(bundle, flaws=("a byte was changed",), manifest={**bundle.manifest, "decision": "ACCEPTED"})
+    assert decision(broken) == "REPLAYED INCOMPLETE"
+    assert "a byte was changed" in render_html(broken, catalogue)
+    assert "<h1>REPLAYED INCOMPLETE</h1>" in render_html(broken, catalogue)
+
+
+def test_a_bundle_without_profile_or_verdicts_still_renders(bundle, catalogue):
+    """A recording of published figures, which nobody judged, has a page too."""
+    bare = replace(bundle, profile=None, verdicts=(), manifest={"schema": 1, "mode": "published"})
+    assert "<h1>INCOMPLETE</h1>" in render_html(bare, catalogue)
+    assert "INCOMPLETE" in decision(bare)
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_the_terminal_table_fits_its_width(width, bundle):
+    """No line of the summary is wider than the terminal, and each verdict is in it."""
+    text = summary_text(bundle, width, colour=False)
+    assert max(len(line) for line in text.splitlines()) <= max(width, 60)
+    assert "\x1b" not in text
+    assert "Findings (11)" in text
+
+
+def test_colour_is_used_only_where_there_is_a_terminal(bundle):
+    """With colour there are escape sequences, and they are ours alone."""
+    assert "\x1b[" in summary_text(bundle, 100, colour=True)
+    evil = replace(bundle, verdicts=(replace(bundle.verdicts[0], value=EVIL),))
+    assert "\x1b" not in summary_text(evil, 100, colour=False)
+
+
+def verdict(kind, severity="required", **more):
+    """Return a verdict of the given word."""
+    return Verdict("a", "gpu0", kind, 99, "W", ">= 100 W", -1.0, severity, "measured", "because")
+
+
+def test_what_blocks_is_listed_failures_first():
+    """FAIL comes before ERROR; what does not block is not listed; equal reasons share a row."""
+    rows = [verdict("ERROR"), verdict("FAIL"), replace(verdict("FAIL"), device="gpu1"), verdict("FAIL", "advisory")]
+    listed = blockers([*rows, verdict("PASS"), verdict("WAIVED")])
+    assert [(b.verdict, b.devices) for b in listed] == [("FAIL", ("gpu0", "gpu1")), ("ERROR", ("gpu0",))]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (word(verdict("FAIL")), "FAIL"),
+        (word(verdict("FAIL", "advisory")), "REMARK (fail)"),
+        (word(verdict("NOT_APPLICABLE")), "N/A"),
+        (margin_text(verdict("FAIL")), "-1 W (-1.0%)"),
+        (margin_text(verdict("FAIL"), short=True), "-1.0%"),
+        (margin_text(replace(verdict("FAIL"), limit="<= 0")), "-1 W"),
+        (margin_text(replace(verdict("FAIL"), margin=None)), ""),
+        (show(149.96, "TFLOPS"), "149.96 TFLOPS"),
+        (show(568_000, "IOPS"), "568,000 IOPS"),
+        (show(Interval(1, None), "count"), ">=1"),
+        (show(float("nan"), "C"), "nan C"),
+        (show(10**400, "count"), "inf"),
+        (show(True), "yes"),
+    ],
+)
+def test_values_and_verdicts_are_written_for_people(shown, expected):
+    """Numbers are grouped and short, booleans are words, an advisory failure is a remark."""
+    assert shown == expected
