@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_gpuaccept.measurement import Interval, Measurement, Metric, NotMeasured
+    from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
+    from pytest_gpuaccept.metric import Metric
     from pytest_gpuaccept.probe import Probe, Site
 
 __version__ = "0.1.0"
@@ -15,7 +16,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Interval": "measurement",
     "Measurement": "measurement",
-    "Metric": "measurement",
+    "Metric": "metric",
     "NotMeasured": "measurement",
     "Probe": "probe",
     "Site": "probe",

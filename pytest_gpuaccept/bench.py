@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Measurement, Metric, NotMeasured, Outcome, Provenance, number
+from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Provenance, number
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
 from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.world import World

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_gpuaccept.errors import did_you_mean
-from pytest_gpuaccept.measurement import Metric
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.profile import Line, Profile, Scalar
 

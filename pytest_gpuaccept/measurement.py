@@ -1,17 +1,12 @@
-"""Values: what a metric is, what one measurement of it said, and the absence of one.
+"""Values: what one measurement said, and the absence of one.
 
 Owns the closed vocabulary of units, device kinds and provenances. Must not judge, read or write.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
-
-from pytest_gpuaccept.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from pytest_gpuaccept.probe import Inputs
+from typing import Literal, get_args
 
 Unit = Literal[
     "TFLOPS", "GB/s", "MB/s", "IOPS", "tok/s", "GB", "GiB", "MT/s", "MHz", "C", "W", "s", "ms",
@@ -43,44 +38,6 @@ class Interval:
 
 
 Value = bool | int | float | str | Interval
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A declared quantity; nothing is measured or judged that was not declared.
-
-    Args:
-        id: dotted name; it is also the id of the spec line.
-        title: what a reader of the report sees.
-        unit: one of the closed vocabulary; `text` is a string, `flag` a boolean.
-        kind: the kind of device that it is of.
-        rate: name of the physical rate (profile.Rate) that bounds it, if one does.
-        needs: capability without which the line is NOT_APPLICABLE (`ecc`, `row_remap`, ...).
-        none_seen: an acceptable value says "none seen" and passes only with a proof.
-        conditions: names that a measurement must state to mean anything (`iodepth`, ...).
-        max_cv: largest coefficient of variation (spread / value) that is still a measurement.
-        derive: computes it from other metrics; such a metric is never taken from a recording.
-
-    """
-
-    id: str
-    title: str
-    unit: Unit
-    kind: Kind
-    rate: str | None = None
-    needs: str | None = None
-    none_seen: bool = False
-    conditions: tuple[str, ...] = ()
-    max_cv: float | None = None
-    derive: "Callable[[Inputs], Measurement] | None" = None
-
-    def __post_init__(self) -> None:
-        """Refuse a unit or device kind outside the vocabulary (InputError)."""
-        for word, known, what in ((self.unit, UNITS, "unit"), (self.kind, KINDS, "device kind")):
-            if word not in known:
-                near = did_you_mean(word, known)
-                message = f"metric {self.id}: unknown {what} {word!r}{near}; known: {', '.join(known)}"
-                raise InputError(message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,16 @@
 """Probes: named activities that yield metrics, and the catalogue of those that exist.
 
-Owns the declaration of a probe, what it is given (Site) and what a derived metric may look at
-(Inputs). Must not judge, and holds no device access of its own.
+Owns the declaration of a probe and what it is given (Site). Must not judge, and holds no device
+access of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.measurement import Kind, Measurement, Metric, Outcome, Provenance, Value
+from pytest_gpuaccept.measurement import Kind, Measurement, Outcome, Provenance, Value
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.profile import Profile, Scalar
 from pytest_gpuaccept.world import World
 
@@ -18,24 +19,6 @@ Phase = Literal[
 ]  # fmt: skip
 PHASES: tuple[str, ...] = get_args(Phase)
 """The order of a run: what disturbs least comes first, what heats comes late."""
-
-
-class Inputs(Protocol):
-    """What a derivation sees: the table, the profile, and the device it is asked for."""
-
-    @property
-    def device(self) -> str:
-        """The device that the derivation is asked for."""
-
-    @property
-    def profile(self) -> Profile:
-        """The profile of the run."""
-
-    def get(self, metric: str, device: str | None = None) -> Measurement:
-        """Return a measurement; raises Unmeasurable with its reason when there is none."""
-
-    def number(self, metric: str, device: str | None = None) -> float:
-        """Return a measurement's value as float, an interval's midpoint; raises Unmeasurable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from pytest_gpuaccept.measurement import (
     UNSPOKEN,
     Interval,
     Measurement,
-    Metric,
     NotMeasured,
     Outcome,
     Value,
@@ -21,6 +20,7 @@ from pytest_gpuaccept.measurement import (
     printable,
     show,
 )
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.profile import Card, Line, Rate, Severity, Waiver
 
 Word = Literal["PASS", "MARGINAL", "FAIL", "ERROR", "NOT_RUN", "WAIVED", "NOT_APPLICABLE"]

@@ -4,7 +4,8 @@ import pytest
 
 from pytest_gpuaccept.bench import NO_METHOD, Bench
 from pytest_gpuaccept.errors import InputError, Unmeasurable
-from pytest_gpuaccept.measurement import Measurement, Metric, NotMeasured
+from pytest_gpuaccept.measurement import Measurement, NotMeasured
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe
 from pytest_gpuaccept.profile import Attestation, Profile
 

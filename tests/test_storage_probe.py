@@ -66,11 +66,6 @@ def test_the_report_is_read_to_the_byte(before):
     )
 
 
-def test_the_other_half_is_another_result():
-    """A read job's writes are the zeroes that fio printed."""
-    assert parse_fio(json.dumps(REPORT), "write").io_bytes == 0
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -81,7 +76,10 @@ def test_the_other_half_is_another_result():
         '{"jobs": []}',
         json.dumps(REPORT)[:-40],
         altered(("jobs", 0, "read"), None),
-        altered(("jobs", 0, "read"), {"io_bytes": 1}),
+        *[
+            altered(("jobs", 0, "read"), {k: v for k, v in BUSY.items() if k != key})
+            for key in ("io_bytes", "bw_bytes", "iops", "runtime", "lat_ns")
+        ],
         altered(("jobs", 0, "read", "iops"), float("nan")),
         altered(("jobs", 0, "read", "lat_ns", "mean"), float("inf")),
         altered(("jobs", 0, "read", "io_bytes"), float("nan")),
@@ -333,6 +331,18 @@ def test_a_drive_without_a_mount_asks_for_one(site, device):
     with pytest.raises(Unmeasurable, match=rf"set device\.{device}\.mount"):
         list(storage.rates(replace(site, profile=profile(), device=device)))
     assert site.world.ran == []
+
+
+@pytest.mark.parametrize("lack", ["drive", "room"])
+def test_what_is_refused_is_not_written(site, monkeypatch, mount, lack):
+    """No fio is started where there is no drive or no room."""
+    if lack == "drive":
+        monkeypatch.setattr(os, "major", lambda number: 0)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=GIB))
+    with pytest.raises(Unmeasurable, match="not on a block device|GiB free"):
+        list(storage.rates(site))
+    assert (site.world.ran, list(mount.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["missing", "link", "file"])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_gpuaccept.measurement import Interval, Measurement, Metric, NotMeasured
+from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.profile import Line, Rate, Waiver
 from pytest_gpuaccept.verdict import CLAIMED, Verdict, decide, judge, undecided, waive
 

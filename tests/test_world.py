@@ -70,6 +70,12 @@ def test_a_command_speaks_english_and_hears_nothing(monkeypatch):
     assert sh('cat; echo "$LC_ALL $GPUACCEPT_TEST"').stdout == "C kept\n"
 
 
+def test_a_command_leads_a_session_of_its_own():
+    """A Ctrl-C or a hangup of the terminal is ours to handle, not the child's."""
+    script = "import os; print(os.getsid(0) == os.getpid())"
+    assert LiveWorld().command([sys.executable, "-c", script], timeout=60).stdout == "True\n"
+
+
 def test_a_command_that_outlasts_its_deadline_is_named():
     """The deadline is kept and told."""
     with pytest.raises(Unmeasurable, match="sleep was still running after 0 s and was ended"):
@@ -113,6 +119,7 @@ CUTS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.timeout(30)
 @CUTS
 @pytest.mark.parametrize("signals", ["", "trap '' TERM;"], ids=["obedient", "ignores SIGTERM"])
 def test_a_command_cut_short_is_gone_with_all_that_it_started(family, cut_short, error, seen, signals):

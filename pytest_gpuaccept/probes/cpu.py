@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Metric, Outcome
+from pytest_gpuaccept.measurement import Outcome
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.host import cpu_list
 from pytest_gpuaccept.world import Completed

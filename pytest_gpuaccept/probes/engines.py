@@ -4,8 +4,9 @@ Neither probe has a live method yet: they are judged from recorded evidence.
 """
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Measurement, Metric
-from pytest_gpuaccept.probe import Inputs, Probe
+from pytest_gpuaccept.measurement import Measurement
+from pytest_gpuaccept.metric import Inputs, Metric
+from pytest_gpuaccept.probe import Probe
 
 MODEL = {"bytes_per_token_gb": 37.7, "gpus_at_once": 4}
 """Weights read per decoded token in GB, and how many GPUs read theirs at the same time."""

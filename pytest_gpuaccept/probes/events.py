@@ -3,7 +3,7 @@
 None of these probes has a live method yet: they are judged from recorded evidence.
 """
 
-from pytest_gpuaccept.measurement import Metric
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe
 
 EVENTS = (

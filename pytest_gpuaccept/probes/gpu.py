@@ -4,8 +4,9 @@ None of these probes has a live method yet: they are judged from recorded eviden
 """
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Measurement, Metric
-from pytest_gpuaccept.probe import Inputs, Probe
+from pytest_gpuaccept.measurement import Measurement
+from pytest_gpuaccept.metric import Inputs, Metric
+from pytest_gpuaccept.probe import Probe
 
 
 def efficiency(inputs: Inputs) -> Measurement:

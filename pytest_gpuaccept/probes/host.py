@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Metric, NotMeasured, Outcome, Value
+from pytest_gpuaccept.measurement import NotMeasured, Outcome, Value
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 
 PLACEHOLDERS = ("to be filled by o.e.m.", "default string", "system product name", "not specified", "x.x", "none", "")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Measurement, Metric, NotMeasured, Outcome
+from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
+from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.profile import Scalar
 

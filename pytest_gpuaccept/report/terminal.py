@@ -24,7 +24,7 @@ def summary_text(bundle: Bundle, width: int, *, colour: bool) -> str:
     _print_blockers(console, bundle)
     _print_findings(console, bundle)
     _print_waivers(console, bundle)
-    return out.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
 def _table(verdicts: tuple[Verdict, ...]) -> Table:
