@@ -42,6 +42,8 @@ def check(profile: Profile, catalogue: Catalogue, file: str) -> list[Mistake]:
     found += [Mistake(file, "", f"devices.{kind}", reason) for kind, reason in _check_devices(profile)]
     found += [Mistake(file, "", key, reason) for key, reason in _check_params(profile, catalogue)]
     found += [Mistake(file, name, "severity", reason) for name, reason in _check_physics_lines(profile)]
+    if not any(line.severity == "required" and not line.not_applicable for line in profile.lines.values()):
+        found.append(Mistake(file, "", "line", "no line is required, so nothing could be rejected"))
     found += _check_named(profile, catalogue, file)
     return found
 
@@ -68,6 +70,8 @@ def _unit(line: Line, metric: Metric, _: Profile) -> Flaws:
 def _shape(line: Line, metric: Metric, _: Profile) -> Flaws:
     bounds = line.min is not None or line.max is not None
     exact = [name for name in ("equals", "one_of") if getattr(line, name) is not None]
+    if line.one_of == ():
+        yield "one_of", "names no value, so nothing could pass"
     if not bounds and not exact and not line.not_applicable:
         yield "", "states no limit: give min, max, equals or one_of"
     if len(exact) + bounds > 1:
@@ -120,6 +124,8 @@ def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:
     ordered = profile.devices.get(metric.kind, ())
     if not ordered:
         yield "", f"the profile orders no device of kind {metric.kind!r}"
+    if line.devices == ():
+        yield "devices", "names none, so the line would be decided nowhere; use not_applicable with a reason"
     for device in line.devices or ():
         if device not in ordered:
             yield "devices", f"unknown device {device!r}{did_you_mean(device, ordered)}"
@@ -178,5 +184,7 @@ def _check_named(profile: Profile, catalogue: Catalogue, file: str) -> Iterator[
             if line is None or metric is None:
                 near = did_you_mean(entry.line, profile.lines)
                 yield Mistake(file, entry.line, what, f"the profile has no such line{near}")
+            elif what == "attested" and not metric.attestable:
+                yield Mistake(file, entry.line, what, "a probe measures this, so nobody can attest it")
             elif entry.device not in profile.devices_of(line, metric.kind):
                 yield Mistake(file, entry.line, what, f"the line has no device {entry.device!r}")

@@ -41,6 +41,7 @@ class Metric:
         kind: the kind of device that it is of.
         rate: name of the physical rate (profile.Rate) that bounds it, if one does.
         needs: capability without which the line is NOT_APPLICABLE (`ecc`, `row_remap`, ...).
+        attestable: no sensor shows it, so a named person may look and attest it.
         none_seen: an acceptable value says "none seen" and passes only with a proof.
         conditions: names that a measurement must state to mean anything (`iodepth`, ...).
         max_cv: largest coefficient of variation (spread / value) that is still a measurement.
@@ -54,6 +55,7 @@ class Metric:
     kind: Kind
     rate: str | None = None
     needs: str | None = None
+    attestable: bool = False
     none_seen: bool = False
     conditions: tuple[str, ...] = ()
     max_cv: float | None = None

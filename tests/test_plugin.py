@@ -302,15 +302,22 @@ def test_waivers_hold_until_their_date(lab, pytester):
 
 
 def test_an_attestation_decides_what_no_sensor_shows(lab, pytester):
-    """What a named person looked at is judged, with provenance attested."""
-    lab(run=False)
-    (pytester.path / "thresholds" / "lab.attested.toml").write_text(
-        '[[attested]]\nline = "lab.volts"\ndevice = "host"\nvalue = 130\nwho = "J. Roe"\nwhen = 2026-11-23\n'
-        'looked_at = "the label"\n'
-    )
-    pytester.runpytest("--hw=lab", "--hw-evidence=ev")
-    verdict = read_bundle(pytester.path / "ev").verdicts[0]
-    assert (verdict.verdict, verdict.provenance, verdict.value) == ("PASS", "attested", 130)
+    """What a named person looked at is judged, with provenance attested; what a probe measures is not theirs to say."""
+    suite = '\n@pytest.mark.spec("host.psu")\ndef test_psu(host, accept):\n    accept(host.attested())\n'
+    lab(SUITE + suite, run=False)
+    profile = pytester.path / "thresholds" / "lab.toml"
+    profile.write_text(profile.read_text() + '[line."host.psu"]\nequals = "dual"\nunit = "text"\nsource = "order"\n')
+    assert pytester.runpytest("--hw=lab", "--hw-evidence=ev").ret == 10
+    entry = '[[attested]]\nline = "{}"\ndevice = "host"\nvalue = "dual"\nwho = "J. Roe"\nwhen = 2026-11-23\n'
+    attested = pytester.path / "thresholds" / "lab.attested.toml"
+    attested.write_text(entry.format("host.psu") + 'looked_at = "the label"\n')
+    assert pytester.runpytest("--hw=lab", "--hw-evidence=ev2").ret == 0
+    verdict = next(v for v in read_bundle(pytester.path / "ev2").verdicts if v.line == "host.psu")
+    assert (verdict.verdict, verdict.provenance, verdict.value) == ("PASS", "attested", "dual")
+    attested.write_text(entry.format("lab.volts") + 'looked_at = "the label"\n')
+    refused = pytester.runpytest("--hw=lab", "--hw-evidence=ev3")
+    assert refused.ret == 4
+    assert "nobody can attest it" in refused.stderr.str()
 
 
 def test_a_quick_run_is_at_best_accepted_with_remarks(lab, pytester):

@@ -177,8 +177,8 @@ def inventory(site: Site) -> Iterator[Outcome]:
 
 
 ATTESTED = (
-    Metric("host.psu", "Power supplies", "text", "host"),
-    Metric("host.chassis", "Chassis and airflow", "text", "host"),
+    Metric("host.psu", "Power supplies", "text", "host", attestable=True),
+    Metric("host.chassis", "Chassis and airflow", "text", "host", attestable=True),
 )
 
 

@@ -53,10 +53,12 @@ def _print_findings(console: Console, bundle: Bundle) -> None:
     found = findings(bundle)
     if found:
         console.print(Text(f"\nFindings ({len(found)}):", style="bold"))
+    rows = Table.grid(padding=(0, 1))
     for number, f in enumerate(found, 1):
-        console.print(Text(f"{number:3}. {printable(f.cause)}"))
-        console.print(Padding(Text(f"Seen: {printable(f.evidence)}", style="dim"), (0, 0, 0, 5)))
-        console.print(Padding(Text(f"Do:   {f.remedy}"), (0, 0, 0, 5)))
+        rows.add_row(Text(f"{number:3}."), Text(printable(f.cause)))
+        rows.add_row("", Text(f"Seen: {printable(f.evidence)}", style="dim"))
+        rows.add_row("", Text(f"Do: {f.remedy}"))
+    console.print(rows)
 
 
 def _print_waivers(console: Console, bundle: Bundle) -> None:

@@ -78,7 +78,7 @@ def advice(verdict: Verdict) -> str:
     if verdict.reason.endswith(NOT_RECORDED):
         return "Measure it: the recording does not hold it."
     if NO_METHOD in verdict.reason:
-        return "Measure it by other means and attest it, or wait for the version that measures it."
+        return "Use a version that measures it, or agree on it in writing as a waiver."
     if verdict.verdict == "NOT_RUN":
         return "Run the whole suite."
     return "Remove the cause and measure again."
