@@ -27,7 +27,9 @@ def test_gpus_together(host, accept):
     accept(host.probe("gpu.inventory"))
 
 
-@pytest.mark.spec("gpu.name", "gpu.memory", "gpu.compute_capability", "gpu.power.limit", "gpu.persistence")
+@pytest.mark.spec(
+    "gpu.name", "gpu.pci_device_id", "gpu.memory", "gpu.compute_capability", "gpu.power.limit", "gpu.persistence"
+)
 def test_gpu(gpu, accept):
     """Every GPU is the ordered model, in the ordered state."""
     accept(gpu.inventory())

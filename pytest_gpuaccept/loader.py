@@ -34,6 +34,7 @@ SHIPPED = HERE / "shipped" if (HERE / "shipped").is_dir() else HERE.parent
 COMPOSED = re.compile(r"(?P<count>[1-9]\d?)x(?P<card>[\w.-]+)")
 LIMITS = ("min", "max", "equals", "one_of", "min_fraction")
 EFFORTS = ("quick", "standard", "soak")
+IDENTITY = {"@card.name": "NVML product string", "@card.pci_device_id": "PCI device id of the model"}
 Table = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
@@ -271,7 +272,7 @@ def _over_tables(base: Table, own: Table) -> Table:
 
 
 def _refer(body: Table, card: Card | None, gpus: int) -> bool:
-    """Replace `@gpus`, `@card.name` and `@card.FACT` by their values; say if one is unverified."""
+    """Replace `@gpus` and `@card.FACT` by their values; say if one is unverified."""
     unverified = False
     for key in LIMITS:
         word = body.get(key)
@@ -285,12 +286,12 @@ def _refer(body: Table, card: Card | None, gpus: int) -> bool:
 def _reference(key: str, word: str, card: Card | None, gpus: int) -> tuple[Scalar, str, bool]:
     if word == "@gpus":
         return gpus, "as ordered", False
-    if card and word == "@card.name":
-        return card.name, "NVML product string", False
+    if card and word in IDENTITY:
+        return getattr(card, word.removeprefix("@card.")), IDENTITY[word], False
     fact = word.removeprefix("@card.")
     value = getattr(card.facts, fact, None) if card and fact in type(card.facts).model_fields else None
     if card is None or value is None:
-        known = ["name", *(card.sources if card else ())]
+        known = ["name", "pci_device_id", *(card.sources if card else ())]
         message = f"{key}: {word!r} is not a fact of the card{did_you_mean(fact, known)}; add it there or state a value"
         raise InputError(message)
     doubtful = fact in card.unverified

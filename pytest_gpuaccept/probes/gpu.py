@@ -42,6 +42,7 @@ def combined_drop(inputs: Inputs) -> Measurement:
 INVENTORY = (
     Metric("gpu.count", "GPUs present", "count", "host"),
     Metric("gpu.name", "Model", "text", "gpu"),
+    Metric("gpu.pci_device_id", "PCI device id", "text", "gpu"),
     Metric("gpu.memory", "Memory", "GiB", "gpu"),
     Metric("gpu.compute_capability", "Compute capability", "text", "gpu"),
     Metric("gpu.driver.version", "Driver version", "text", "host"),
