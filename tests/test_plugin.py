@@ -200,6 +200,7 @@ def test_a_failed_test_of_ones_own_rejects(lab, pytester):
     pytester.makepyfile(test_lab=SUITE + own.format("<"))
     assert pytester.runpytest("--hw=lab", "--hw-evidence=ev2").ret == 1
     assert decision(pytester, "ev2") == "REJECTED"
+    assert "decides no line, so it rejects" in (pytester.path / "ev2" / "report.html").read_text()
 
 
 def test_a_test_file_that_does_not_load_leaves_its_lines_open(lab, pytester):
@@ -322,8 +323,10 @@ def test_an_attestation_decides_what_no_sensor_shows(lab, pytester):
 
 def test_a_quick_run_is_at_best_accepted_with_remarks(lab, pytester):
     """A shortened run says so in its decision."""
-    lab(SUITE, "--hw-effort=quick")
+    result = lab(SUITE, "--hw-effort=quick")
     assert decision(pytester) == "ACCEPTED WITH REMARKS"
+    assert "quick effort: a shortened run" in result.stdout.str()
+    assert "quick effort: a shortened run" in (pytester.path / "ev" / "report.html").read_text()
 
 
 def test_loads_are_held_back_when_the_run_cannot_be_decided(lab, pytester):

@@ -28,6 +28,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         stamps=words.stamps(bundle),
         counts=_counts(bundle),
         blockers=_by_advice(words.blockers(bundle.verdicts)),
+        reasons=words.reasons_beside_lines(bundle),
         remarks=[v for v in bundle.verdicts if v.remark],
         findings=words.findings(bundle),
         chapters=_chapters(bundle, catalogue),

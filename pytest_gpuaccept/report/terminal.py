@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pytest_gpuaccept.evidence import Bundle
 from pytest_gpuaccept.measurement import printable, show
-from pytest_gpuaccept.report.words import WORDS, blockers, findings, margin_text, stamps, word
+from pytest_gpuaccept.report.words import WORDS, blockers, findings, margin_text, reasons_beside_lines, stamps, word
 from pytest_gpuaccept.verdict import Verdict
 
 
@@ -42,6 +42,8 @@ def _table(verdicts: tuple[Verdict, ...]) -> Table:
 
 def _print_blockers(console: Console, bundle: Bundle) -> None:
     standing = blockers(bundle.verdicts)
+    for reason in reasons_beside_lines(bundle):
+        console.print(Text(f"\n{printable(reason)}", style="bold"))
     if standing:
         console.print(Text(f"\nIn the way of acceptance ({len(standing)}):", style="bold"))
     for b in standing:

@@ -97,6 +97,12 @@ def blockers(verdicts: Iterable[Verdict]) -> list[Blocker]:
     return sorted(made, key=lambda b: b.verdict != "FAIL")
 
 
+def reasons_beside_lines(bundle: Bundle) -> list[str]:
+    """Return why the decision is what it is, as far as no line says so: a cut-off run, a failed own test."""
+    said = {str(v) for v in bundle.verdicts}
+    return [reason for reason in bundle.manifest.get("reasons", []) if reason not in said]
+
+
 def findings(bundle: Bundle) -> list[Finding]:
     """Return the findings over a bundle's measurements and verdicts."""
     if bundle.profile is None:
