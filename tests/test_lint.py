@@ -26,12 +26,19 @@ def test_every_shipped_profile_is_without_mistake(name, catalogue, tmp_path):
 
 def test_the_names_that_contracts_rely_on_exist(catalogue):
     """The fixed ids of the metrics, and the kinds of their devices, are what they always were."""
-    fixed = """gpu.count gpu.gemm.fp16 gpu.gemm.fp32 gpu.gemm.efficiency gpu.copy.device gpu.copy.h2d gpu.copy.d2h
-    gpu.copy.d2h_pageable gpu_pair.copy gpu.pcie.gen gpu.pcie.width gpu.burn.tflops gpu.burn.temperature gpu.burn.errors
-    gpu.burn.throttle gpu.combined.tflops gpu.combined.temperature gpu.combined.errors gpu.combined.drop
-    gpu.power.limit_uniform gpu.persistence gpu.aer.corrected gpu.aer.corrected_rate gpu.aer.uncorrected gpu.xid
-    nic.flaps nvme.read.seq nvme.write.seq nvme.read.rand nvme.write.rand cpu.burn.errors cpu.burn.load vllm.kernel vllm.load
-    vllm.single.decode vllm.batch.output vllm.roofline llamacpp.load llamacpp.prompt llamacpp.decode engines.cross"""
+    fixed = """
+    gpu.count gpu.gemm.fp16 gpu.gemm.fp32 gpu.gemm.efficiency
+    gpu.copy.device gpu.copy.h2d gpu.copy.d2h gpu.copy.d2h_pageable
+    gpu_pair.copy gpu.pcie.gen gpu.pcie.width gpu.burn.tflops
+    gpu.burn.temperature gpu.burn.errors gpu.burn.throttle gpu.combined.tflops
+    gpu.combined.temperature gpu.combined.errors gpu.combined.drop gpu.power.limit_uniform
+    gpu.persistence gpu.aer.corrected gpu.aer.corrected_rate gpu.aer.uncorrected
+    gpu.xid nic.flaps nvme.read.seq nvme.write.seq
+    nvme.read.rand nvme.write.rand cpu.burn.errors cpu.burn.load
+    vllm.kernel vllm.load vllm.single.decode vllm.batch.output
+    vllm.roofline llamacpp.load llamacpp.prompt llamacpp.decode
+    engines.cross
+    """
     assert set(fixed.split()) <= catalogue.metrics.keys()
     assert {catalogue.metrics[name].kind for name in ("gpu.count", "gpu.power.limit_uniform", "engines.cross")} == {
         "host"
