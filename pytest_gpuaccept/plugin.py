@@ -3,9 +3,8 @@
 Without --hw nothing of this package beyond this module and the fixtures is imported.
 """
 
-import html
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,7 +25,7 @@ from pytest_gpuaccept.fixtures import (  # noqa: F401 - found here by pytest
 if TYPE_CHECKING:
     from pytest_gpuaccept.session import Session
 
-SESSION = pytest.StashKey["Session"]()
+SESSION: "pytest.StashKey[Session]" = pytest.StashKey()
 
 HW = "Profile of the ordered machine: a name, a path, or <N>x<card>; switches the plugin on"
 REPLAY = "Judge what this evidence bundle recorded instead of measuring"
@@ -34,7 +33,6 @@ SIM = "Measure a simulated machine instead of this one"
 EVIDENCE = "Folder for the evidence of this run (default: gpuaccept-evidence/PROFILE-TIME)"
 EFFORT = "Parameter set of the loads; quick is at best ACCEPTED WITH REMARKS"
 GO_ON = "Start the loads even when required lines cannot be decided here"
-COLUMNS = ("line", "device", "value", "limit", "margin", "verdict")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -64,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from pytest_gpuaccept.errors import InputError  # noqa: PLC0415 - only with --hw
     from pytest_gpuaccept.session import Session, as_usage_error  # noqa: PLC0415
+    from pytest_gpuaccept.views import Views  # noqa: PLC0415
 
     try:
         config.stash[SESSION] = ours = Session(config)
@@ -149,33 +148,3 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Give the signals back."""
     if ours := config.stash.get(SESSION, None):
         ours.release()
-
-
-class Views:
-    """What follows the items one by one: the run, and pytest-html's page. Registered only with --hw."""
-
-    def __init__(self, session: "Session") -> None:
-        """Take the session that collects them."""
-        self._session = session
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take an item's verdict into the run."""
-        self._session.take(report)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_table_header(self, cells: list[str]) -> None:
-        """Show the verdict's parts as columns of pytest-html's table."""
-        cells[2:2] = [f"<th>{name}</th>" for name in COLUMNS]
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
-        """Fill the columns; pytest-html inserts them as they are, so they are escaped here."""
-        row: dict[str, Any] = getattr(report, "gpuaccept", None) or {}
-        cells[2:2] = [f"<td>{html.escape(str(row.get(name) or ''))}</td>" for name in COLUMNS]
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_summary(self, prefix: list[str]) -> None:
-        """Put the decision on top of pytest-html's page."""
-        if decision := self._session.decision:
-            prefix.append(f"<h2>{html.escape(str(decision))}</h2>")
-            prefix.extend(f"<p>{html.escape(reason)}</p>" for reason in decision.reasons)

@@ -18,7 +18,8 @@ import pytest
 
 from pytest_gpuaccept.errors import InputError, did_you_mean
 from pytest_gpuaccept.evidence import read_bundle, row_verdict, verdict_row
-from pytest_gpuaccept.fixtures import FACES, RUN, STATE, ItemState, LineFailed
+from pytest_gpuaccept.faces import FACES, ItemState, LineFailed
+from pytest_gpuaccept.fixtures import RUN, STATE
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
@@ -118,7 +119,7 @@ class Session:
 
     def _parametrize_devices(self, metafunc: pytest.Metafunc) -> None:
         for fixture in FACES.keys() & set(metafunc.fixturenames):
-            devices = self.profile.devices.get(FACES[fixture], ())  # type: ignore[call-overload]
+            devices = self.profile.devices.get(FACES[fixture], ())
             if len(devices) > 1:
                 metafunc.parametrize(fixture, devices, indirect=True)
 
@@ -215,9 +216,7 @@ class Session:
             report.user_properties = [*report.user_properties, *_properties(verdict)]
         report.gpuaccept = verdict_row(verdict)  # type: ignore[attr-defined]
 
-    def _verdict(
-        self, state: ItemState, call: pytest.CallInfo[None], report: pytest.TestReport
-    ) -> Verdict | None:  # fmt: skip
+    def _verdict(self, state: ItemState, call: pytest.CallInfo[None], report: pytest.TestReport) -> Verdict | None:
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, LineFailed):
             return state.verdict
@@ -253,9 +252,8 @@ class Session:
             return
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         gaps = ["the run was cut off"] if interrupted else []
-        missed = (
-            "the run ended before it was decided" if interrupted or session.shouldfail else "not selected in this run"
-        )
+        stopped = interrupted or session.shouldfail or session.shouldstop
+        missed = "the run ended before it was decided" if stopped else "not selected in this run"
         self.decision = self.run.finish(missed, gaps)
         if exitstatus not in KEEPS_ITS_STATUS:
             session.exitstatus = self.decision.exit_status
