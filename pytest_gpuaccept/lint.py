@@ -156,8 +156,9 @@ def _param_flaw(defaults: Mapping[str, Scalar], key: str, value: Scalar) -> str:
     if key not in defaults:
         return f"unknown parameter{did_you_mean(key, defaults)}"
     default = defaults[key]
-    numbers = isinstance(value, int | float) and isinstance(default, int | float)
-    if isinstance(value, bool) != isinstance(default, bool) or not (numbers or isinstance(value, type(default))):
+    numbers = isinstance(value, int) if isinstance(default, int) else isinstance(value, int | float)
+    good = isinstance(value, str) if isinstance(default, str) else numbers
+    if isinstance(value, bool) != isinstance(default, bool) or not good:
         return f"{value!r} is not of the type of {default!r}"
     if isinstance(value, int | float) and not isinstance(value, bool) and not (math.isfinite(value) and value > 0):
         return f"{value!r} is not above zero"

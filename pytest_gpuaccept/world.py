@@ -8,6 +8,7 @@ import contextlib
 import datetime as dt
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, Protocol
+
+import psutil
 
 from pytest_gpuaccept.errors import Unmeasurable
 
@@ -99,7 +102,7 @@ class LiveWorld:
             try:
                 out, err = child.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
-                message = f"{argv[0]} was still running after {timeout:.0f} s and was ended"
+                message = f"{argv[0]} was still running after {timeout:g} s and was ended"
                 raise Unmeasurable(message) from None
         return Completed(tuple(argv), child.returncode, out, err, self.clock.monotonic() - began)
 
@@ -139,21 +142,30 @@ def _child(argv: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield child
     finally:
-        if child.poll() is None:
-            _end(child.pid)
-            child.communicate()
+        _end(child)
 
 
-def _end(pid: int) -> None:
-    """End a process and all its descendants: ask, wait, then kill."""
-    import psutil  # noqa: PLC0415 - only an overrun or an interrupted load needs it
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a child with all that it started: ask, wait, then kill its family and its process group."""
+    family = _family(child) if child.poll() is None else []
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE_S)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdout, child.stderr):
+        if pipe:
+            pipe.close()
 
+
+def _family(child: subprocess.Popen[str]) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(family, timeout=GRACE_S)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        parent = psutil.Process(child.pid)
+        return [parent, *parent.children(recursive=True)]
+    return []

@@ -127,9 +127,13 @@ def verdict(kind, severity="required", **more):
 
 def test_what_blocks_is_listed_failures_first():
     """FAIL comes before ERROR; what does not block is not listed; equal reasons share a row."""
-    rows = [verdict("ERROR"), verdict("FAIL"), replace(verdict("FAIL"), device="gpu1"), verdict("FAIL", "advisory")]
+    fail = verdict("FAIL")
+    rows = [verdict("ERROR"), fail, replace(fail, device="gpu1"), replace(fail, line="b"), verdict("FAIL", "advisory")]
     listed = blockers([*rows, verdict("PASS"), verdict("WAIVED")])
-    assert [(b.verdict, b.devices) for b in listed] == [("FAIL", ("gpu0", "gpu1")), ("ERROR", ("gpu0",))]
+    assert [(b.verdict, b.places) for b in listed] == [
+        ("FAIL", ("a [gpu0, gpu1]", "b [gpu0]")),
+        ("ERROR", ("a [gpu0]",)),
+    ]
 
 
 @pytest.mark.parametrize(

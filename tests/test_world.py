@@ -78,7 +78,7 @@ def test_a_command_leads_a_session_of_its_own():
 
 def test_a_command_that_outlasts_its_deadline_is_named():
     """The deadline is kept and told."""
-    with pytest.raises(Unmeasurable, match="sleep was still running after 0 s and was ended"):
+    with pytest.raises(Unmeasurable, match="sleep was still running after 0.01 s and was ended"):
         LiveWorld().command(["sleep", "60"], timeout=0.01)
 
 
@@ -127,6 +127,23 @@ def test_a_command_cut_short_is_gone_with_all_that_it_started(family, cut_short,
     cut_short(error)
     with pytest.raises(seen):
         sh(f"exec 3>{family.path}; {signals} sh -c 'sleep 60 & echo ready; wait' & wait")
+    assert family.gone()
+
+
+@pytest.mark.timeout(30)
+@CUTS
+def test_an_orphan_neither_outlives_the_command_nor_holds_it_up(family, cut_short, error, seen):
+    """A process that its parent left behind is no child any more, and is ended all the same."""
+    cut_short(error)
+    with pytest.raises(seen):
+        sh(f"exec 3>{family.path}; (sleep 60 &); echo ready; sleep 60")
+    assert family.gone()
+
+
+@pytest.mark.timeout(30)
+def test_what_a_finished_command_left_running_is_ended(family):
+    """A command that ends by itself leaves nothing behind in the background."""
+    assert sh(f"exec 3>{family.path}; sleep 60 >/dev/null 2>&1 & echo done").stdout == "done\n"
     assert family.gone()
 
 

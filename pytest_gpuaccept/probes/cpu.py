@@ -39,15 +39,15 @@ def burn(site: Site) -> Iterator[Outcome]:
         before = cpu_ticks(site.world.read("/proc/stat"))
         done = site.world.command(_argv(len(cpus), seconds, report), timeout=seconds + SETTLE_S)
         after = cpu_ticks(site.world.read("/proc/stat"))
-        metrics = report.read_text() if report.exists() else ""
+        metrics = report.read_text(errors="replace") if report.exists() else ""
     site.attach("stress-ng", f"{' '.join(done.argv)}\n{done.stdout}{done.stderr}{metrics}")
     busy = {cpu: busy_percent(before, after, cpu) for cpu in cpus}
     failures = count_failures(done, metrics, seconds)
     least = min(busy.values())
     conditions = {"cpus": len(cpus), "seconds": seconds, "least_busy_cpu": min(busy, key=lambda cpu: busy[cpu])}
     yield site.measured(LOAD, least, samples=len(cpus), conditions=conditions)
-    yield site.measured(LOADAVG, float(site.world.read("/proc/loadavg").split()[0]), conditions=conditions)
     yield site.measured(ERRORS, failures, proof=_proof(least, len(cpus), seconds), conditions=conditions)
+    yield site.measured(LOADAVG, load_average(site.world.read("/proc/loadavg")), conditions=conditions)
 
 
 def _argv(workers: int, seconds: int, report: Path) -> list[str]:
@@ -67,12 +67,12 @@ def count_failures(done: Completed, metrics: str, seconds: int) -> int:
 
     Raises Unmeasurable when the run was not what was asked for: cut short, no metrics, no work.
     """
-    text = done.stdout + done.stderr
+    text = f"{done.stdout}\n{done.stderr}"
     failures = len(re.findall(r"^stress-ng: fail:", text, re.MULTILINE))
     if failures:
         return failures
-    ran = re.search(r"^\s*wall-clock-time: ([\d.]+)$", metrics, re.MULTILINE)
-    work = re.search(r"^\s*bogo-ops: ([\d.]+)$", metrics, re.MULTILINE)
+    ran = re.search(r"^\s*wall-clock-time: (\d{1,9}(?:\.\d{1,9})?)$", metrics, re.MULTILINE)
+    work = re.search(r"^\s*bogo-ops: (\d{1,18}(?:\.\d{1,9})?)$", metrics, re.MULTILINE)
     if done.status != 0 or ran is None or work is None:
         last = (text.strip().splitlines() or ["no output"])[-1]
         message = f"stress-ng ended with status {done.status} and no complete report: {last}"
@@ -83,10 +83,19 @@ def count_failures(done: Completed, metrics: str, seconds: int) -> int:
     return 0
 
 
+def load_average(text: str) -> float:
+    """Parse /proc/loadavg; return the one-minute average."""
+    match = re.match(r"(\d{1,9}\.\d{1,4}) ", text)
+    if match is None:
+        message = f"{text[:40]!r} is not a load average"
+        raise Unmeasurable(message)
+    return float(match[1])
+
+
 def cpu_ticks(stat: str) -> Ticks:
     """Parse /proc/stat; return (idle and iowait, total) ticks by CPU."""
     ticks: Ticks = {}
-    for cpu, rest in re.findall(r"^cpu(\d+) ([\d ]+)$", stat, re.MULTILINE):
+    for cpu, rest in re.findall(r"^cpu(\d{1,5})((?: +\d{1,19})+) *$", stat, re.MULTILINE):
         times = [int(word) for word in rest.split()][:8]
         if len(times) > 4:  # noqa: PLR2004 - user, nice, system, idle, iowait
             ticks[int(cpu)] = (times[3] + times[4], sum(times))

@@ -41,26 +41,29 @@ def cpu_offline(site: Site) -> int:
 
 def memory_visible(site: Site) -> float:
     """Return MemTotal in GiB."""
-    kib = _field(site.world.read("/proc/meminfo"), r"^MemTotal:\s*(\d+) kB$", "/proc/meminfo has no MemTotal")
+    kib = _field(site.world.read("/proc/meminfo"), r"^MemTotal:\s*([1-9]\d{0,18}) kB$", "/proc/meminfo has no MemTotal")
     return int(kib) * 1024 / GIB
 
 
 def os_release(site: Site) -> str:
     """Return `ID VERSION_ID` of /etc/os-release."""
     text = site.world.read("/etc/os-release")
-    parts = [_field(text, rf'^{key}="?([^"\n]+)"?$', f"os-release has no {key}") for key in ("ID", "VERSION_ID")]
+    parts = [
+        _field(text, rf"^{key}=[\"']?([^\"'\n]+)[\"']?$", f"os-release has no {key}") for key in ("ID", "VERSION_ID")
+    ]
     return " ".join(parts)
 
 
 def kernel_release(site: Site) -> str:
     """Return the running kernel's release."""
-    return site.world.read("/proc/sys/kernel/osrelease")
+    return _text(site, "/proc/sys/kernel/osrelease")
 
 
 def kernel_blindfolds(site: Site) -> str:
     """Return the kernel options that hide hardware errors, `none` when there are none."""
-    options = site.world.read("/proc/cmdline").split()
-    return " ".join(sorted(set(options) & set(BLINDFOLDS))) or "none"
+    options = [word.partition("=") for word in _text(site, "/proc/cmdline").split()]
+    single = {f"{key}{is_}{value}" for key, is_, values in options for value in values.split(",")}
+    return " ".join(sorted(single & set(BLINDFOLDS))) or "none"
 
 
 def board(site: Site) -> str:
@@ -74,7 +77,11 @@ def board(site: Site) -> str:
 
 def bios(site: Site) -> str:
     """Return the BIOS version."""
-    return site.world.read("/sys/class/dmi/id/bios_version")
+    version = _text(site, "/sys/class/dmi/id/bios_version")
+    if version.lower() in PLACEHOLDERS:
+        message = f"the BIOS calls its version {version!r}, which is a placeholder"
+        raise Unmeasurable(message)
+    return version
 
 
 def dimm_count(site: Site) -> int:
@@ -110,7 +117,7 @@ def dimms(properties: str) -> list[dict[str, str]]:
     found: dict[int, dict[str, str]] = {}
     for n, key, value in re.findall(r"^MEMORY_DEVICE_(\d+)_([A-Z_]+)=(.*)$", properties, re.MULTILINE):
         found.setdefault(int(n), {})[key] = value
-    present = [module for module in found.values() if module.get("PRESENT") != "0" and "SIZE" in module]
+    present = [module for module in found.values() if module.get("PRESENT") != "0" and module.get("SIZE", "0") != "0"]
     if not present:
         message = "udev lists no memory module (no DMI here, or systemd older than 248)"
         raise Unmeasurable(message)
@@ -122,8 +129,11 @@ def cpu_list(text: str) -> list[int]:
     if not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", text):
         message = f"{text[:40]!r} is not a CPU list"
         raise Unmeasurable(message)
-    spans = (part.partition("-") for part in text.split(","))
-    return [cpu for low, _, high in spans for cpu in range(int(low), int(high or low) + 1)]
+    spans = [(int(low), int(high or low)) for low, _, high in (part.partition("-") for part in text.split(","))]
+    if any(low > high for low, high in spans):
+        message = f"{text[:40]!r} is a CPU list that counts backwards"
+        raise Unmeasurable(message)
+    return [cpu for low, high in spans for cpu in range(low, high + 1)]
 
 
 def count_cores(cpuinfo: str) -> int:
@@ -136,6 +146,15 @@ def count_cores(cpuinfo: str) -> int:
     return len(set(zip(packages, cores, strict=True)))
 
 
+def _text(site: Site, path: str) -> str:
+    """Return a file's text; an empty one says nothing and is refused."""
+    text = site.world.read(path)
+    if not text:
+        message = f"{path} is empty"
+        raise Unmeasurable(message)
+    return text
+
+
 def _field(text: str, pattern: str, absent: str) -> str:
     match = re.search(pattern, text, re.MULTILINE)
     if match is None:
@@ -144,7 +163,7 @@ def _field(text: str, pattern: str, absent: str) -> str:
 
 
 def _key(module: dict[str, str], key: str) -> str:
-    if not module.get(key, "").isdecimal():
+    if not re.fullmatch(r"[1-9][0-9]{0,18}", module.get(key, "")):
         message = f"udev gives no {key} for a memory module"
         raise Unmeasurable(message)
     return module[key]

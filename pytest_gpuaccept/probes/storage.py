@@ -36,7 +36,7 @@ GIB = 2**30
 SECTOR = 512
 FULL_TIME = 0.98
 FROM_DEVICE = 0.95
-"""Share of fio's bytes that the block device itself must have moved."""
+"""Share of fio's bytes, those of the ramp added at the same rate, that the block device itself must have moved."""
 LITTLE = 0.10
 """Largest disagreement of IOPS x mean latency with the queue depth (Little's law)."""
 BURST_MBPS = 8000
@@ -69,7 +69,7 @@ class Job:
         return [
             "fio", f"--name={self.name}", f"--filename={file}", f"--size={size}", f"--rw={self.rw}",
             f"--bs={self.bs_kib}k", f"--iodepth={self.iodepth}", f"--numjobs={self.numjobs}", f"--ioengine={engine}",
-            "--direct=1", "--group_reporting", "--randrepeat=0", "--invalidate=1",
+            "--direct=1", "--thread", "--group_reporting", "--randrepeat=0", "--invalidate=1",
             "--output-format=json", f"--aux-path={file.parent}", *time, *end,
         ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def parse_fio(text: str, side: str) -> FioResult:
         report = json.loads(text[text.index("{") :])
         job = report["jobs"][0]
         return _result(job, job[side], {**report.get("global options", {}), **job.get("job options", {})})
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, RecursionError) as error:
         message = f"fio's report cannot be read ({type(error).__name__}: {error}): {text[:80]!r}"
         raise Unmeasurable(message) from None
 
@@ -114,13 +114,14 @@ def flaws(result: FioResult, job: Job, size: int, device_bytes: int, ceiling: fl
     asked = {"rw": job.rw, "bs": f"{job.bs_kib}k", "iodepth": str(job.iodepth), "direct": "1", "size": str(size)}
     other = [key for key, value in asked.items() if result.options.get(key) != value]
     mbps = result.bw_bytes / 1e6
+    with_ramp = result.io_bytes * (job.seconds + job.ramp_seconds) / job.seconds
     gates = (
         (result.error != 0, f"fio reports error {result.error}"),
         (min(result.io_bytes, result.bw_bytes, result.iops) <= 0, "nothing was transferred"),
         (result.runtime_ms < FULL_TIME * 1000 * job.seconds, f"ran {result.runtime_ms} ms of {job.seconds} s"),
         (
-            device_bytes < FROM_DEVICE * result.io_bytes,
-            f"the drive moved {device_bytes:,} of the {result.io_bytes:,} bytes that fio counted, a cache did the rest",
+            device_bytes < FROM_DEVICE * with_ramp,
+            f"the drive moved {device_bytes:,} bytes where fio's rate asks for {with_ramp:,.0f}, a cache did the rest",
         ),
         (abs(busy - depth) > LITTLE * depth, f"{busy:.1f} requests were in flight on average instead of {depth}"),
         (bool(other), f"fio ran with other options than asked: {', '.join(other)}"),
@@ -188,11 +189,13 @@ def _measure(  # noqa: PLR0913, PLR0917 - what to run, on what, and where it is 
     done = site.world.command(job.argv(file, size, engine), timeout=timeout)
     moved = moved_bytes(site, block, job.side) - before
     raw = site.attach(f"fio {job.name}", done.stdout + done.stderr)
+    if done.status != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        message = f"fio ended with status {done.status}: {last[:200]}"
+        raise Unmeasurable(message)
     result = parse_fio(done.stdout, job.side)
     link = site.profile.rate(metric.rate, site.device)
     wrong = flaws(result, job, size, moved, link.ceiling if link else None)
-    if done.status != 0:
-        wrong.insert(0, f"fio ended with status {done.status}")
     if wrong:
         raise Unmeasurable("not evidence: " + "; ".join(wrong))
     value = result.iops if metric.unit == "IOPS" else result.bw_bytes / 1e6

@@ -47,8 +47,8 @@ def _print_blockers(console: Console, bundle: Bundle) -> None:
     if standing:
         console.print(Text(f"\nIn the way of acceptance ({len(standing)}):", style="bold"))
     for b in standing:
-        text = Text.assemble((f"{b.verdict} ", "red"), f"{b.line}[{', '.join(b.devices)}]: {b.reason}")
-        console.print(Padding(text, (0, 0, 0, 2)))
+        console.print(Padding(Text.assemble((f"{b.verdict} ", "red"), b.reason), (0, 0, 0, 2)))
+        console.print(Padding(Text(", ".join(b.places), style="dim"), (0, 0, 0, 6)))
 
 
 def _print_findings(console: Console, bundle: Bundle) -> None:

@@ -28,10 +28,9 @@ SUBSYSTEMS = {
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """What stands in the way, the devices it concerns, and what to do about it."""
+    """One reason that stands in the way, the lines with their devices that it concerns, what to do."""
 
-    line: str
-    devices: tuple[str, ...]
+    places: tuple[str, ...]
     verdict: str
     reason: str
     advice: str
@@ -85,16 +84,23 @@ def advice(verdict: Verdict) -> str:
 
 
 def blockers(verdicts: Iterable[Verdict]) -> list[Blocker]:
-    """Return what stands in the way of acceptance, FAIL first, equal reasons of a line together."""
-    groups: dict[tuple[str, str, str], list[Verdict]] = {}
+    """Return what stands in the way of acceptance, FAIL first, equal reasons together."""
+    groups: dict[tuple[str, str], list[Verdict]] = {}
     for v in verdicts:
         if v.blocks:
-            groups.setdefault((v.line, v.verdict, v.reason), []).append(v)
+            groups.setdefault((v.verdict, v.reason), []).append(v)
     made = [
-        Blocker(line, tuple(v.device for v in group), WORDS[kind][0], reason, advice(group[0]))
-        for (line, kind, reason), group in groups.items()
+        Blocker(tuple(_places(group)), WORDS[kind][0], reason, advice(group[0]))
+        for (kind, reason), group in groups.items()
     ]
     return sorted(made, key=lambda b: b.verdict != "FAIL")
+
+
+def _places(group: Iterable[Verdict]) -> list[str]:
+    devices: dict[str, list[str]] = {}
+    for v in group:
+        devices.setdefault(v.line, []).append(v.device)
+    return [f"{line} [{', '.join(names)}]" for line, names in devices.items()]
 
 
 def reasons_beside_lines(bundle: Bundle) -> list[str]:
