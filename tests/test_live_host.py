@@ -19,7 +19,7 @@ mount = "{mount}"
 [params."nvme.fio"]
 size_gib = 1
 seconds = 1
-ramp_seconds = 1
+warmup_seconds = 1
 keep_free_gib = 1
 [params."cpu.burn"]
 seconds = 2

@@ -78,7 +78,7 @@ def test_a_command_leads_a_session_of_its_own():
 
 def test_a_command_that_outlasts_its_deadline_is_named():
     """The deadline is kept and told."""
-    with pytest.raises(Unmeasurable, match="sleep was still running after 0.01 s and was ended"):
+    with pytest.raises(Unmeasurable, match=r"sleep was still running after 0.01 s and was ended"):
         LiveWorld().command(["sleep", "60"], timeout=0.01)
 
 

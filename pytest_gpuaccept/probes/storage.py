@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ READ_RAND = Metric("nvme.read.rand", "Random read, 4 KiB", "IOPS", "nvme", condi
 WRITE_RAND = Metric("nvme.write.rand", "Random write, 4 KiB, burst", "IOPS", "nvme", conditions=RAND)
 
 PARAMS: dict[str, Scalar] = {
-    "size_gib": 64, "seconds": 30, "ramp_seconds": 5, "seq_bs_kib": 1024, "seq_iodepth": 8,
+    "size_gib": 64, "seconds": 30, "warmup_seconds": 5, "seq_bs_kib": 1024, "seq_iodepth": 8,
     "rand_bs_kib": 4, "rand_iodepth": 32, "rand_numjobs": 4, "write_budget_gib": 400, "keep_free_gib": 20,
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ GIB = 2**30
 SECTOR = 512
 FULL_TIME = 0.98
 FROM_DEVICE = 0.95
-"""Share of fio's bytes, those of the ramp added at the same rate, that the block device itself must have moved."""
+"""Share of fio's bytes that the block device itself must have moved."""
 LITTLE = 0.10
 """Largest disagreement of IOPS x mean latency with the queue depth (Little's law)."""
 BURST_MBPS = 8000
@@ -55,7 +55,6 @@ class Job:
     iodepth: int
     numjobs: int
     seconds: int
-    ramp_seconds: int
 
     @property
     def side(self) -> str:
@@ -64,7 +63,7 @@ class Job:
 
     def argv(self, file: Path, size: int, engine: str) -> list[str]:
         """Return the fio command line for `file` of `size` bytes."""
-        time = [f"--runtime={self.seconds}", f"--ramp_time={self.ramp_seconds}", "--time_based"] if self.seconds else []
+        time = [f"--runtime={self.seconds}", "--time_based"] if self.seconds else []
         end = ["--end_fsync=1"] if self.side == "write" else []
         return [
             "fio", f"--name={self.name}", f"--filename={file}", f"--size={size}", f"--rw={self.rw}",
@@ -114,14 +113,13 @@ def flaws(result: FioResult, job: Job, size: int, device_bytes: int, ceiling: fl
     asked = {"rw": job.rw, "bs": f"{job.bs_kib}k", "iodepth": str(job.iodepth), "direct": "1", "size": str(size)}
     other = [key for key, value in asked.items() if result.options.get(key) != value]
     mbps = result.bw_bytes / 1e6
-    with_ramp = result.io_bytes * (job.seconds + job.ramp_seconds) / job.seconds
     gates = (
         (result.error != 0, f"fio reports error {result.error}"),
         (min(result.io_bytes, result.bw_bytes, result.iops) <= 0, "nothing was transferred"),
         (result.runtime_ms < FULL_TIME * 1000 * job.seconds, f"ran {result.runtime_ms} ms of {job.seconds} s"),
         (
-            device_bytes < FROM_DEVICE * with_ramp,
-            f"the drive moved {device_bytes:,} bytes where fio's rate asks for {with_ramp:,.0f}, a cache did the rest",
+            device_bytes < FROM_DEVICE * result.io_bytes,
+            f"the drive moved {device_bytes:,} of the {result.io_bytes:,} bytes that fio counted, a cache did the rest",
         ),
         (abs(busy - depth) > LITTLE * depth, f"{busy:.1f} requests were in flight on average instead of {depth}"),
         (bool(other), f"fio ran with other options than asked: {', '.join(other)}"),
@@ -152,17 +150,18 @@ def rates(site: Site) -> Iterator[Outcome]:
 
 def _run_jobs(site: Site, file: Path, size: int, block: str) -> Iterator[Outcome]:
     p = {key: int(value) for key, value in site.params.items()}
-    timed, seq = (p["seconds"], p["ramp_seconds"]), (p["seq_bs_kib"], p["seq_iodepth"], 1)
-    rand = (p["rand_bs_kib"], p["rand_iodepth"], p["rand_numjobs"])
-    engine = _lay_out(site, Job("layout", "write", *seq, 0, 0), file, size)
+    seq, rand = (p["seq_bs_kib"], p["seq_iodepth"], 1), (p["rand_bs_kib"], p["rand_iodepth"], p["rand_numjobs"])
+    engine = _lay_out(site, Job("layout", "write", *seq, 0), file, size)
     plan = (
-        (READ_SEQ, Job("seq_read", "read", *seq, *timed)),
-        (WRITE_SEQ, Job("seq_write", "write", *seq, *timed)),
-        (READ_RAND, Job("rand_read", "randread", *rand, *timed)),
-        (WRITE_RAND, Job("rand_write", "randwrite", *rand, *timed)),
+        (READ_SEQ, Job("seq_read", "read", *seq, p["seconds"])),
+        (WRITE_SEQ, Job("seq_write", "write", *seq, p["seconds"])),
+        (READ_RAND, Job("rand_read", "randread", *rand, p["seconds"])),
+        (WRITE_RAND, Job("rand_write", "randwrite", *rand, p["seconds"])),
     )
     for metric, job in plan:
+        warm_up = replace(job, name=f"{job.name}_warmup", seconds=p["warmup_seconds"])
         try:
+            site.world.command(warm_up.argv(file, size, engine), timeout=warm_up.seconds + GRACE_S)
             yield _measure(site, metric, job, file, size, engine, block)
         except Unmeasurable as error:
             yield NotMeasured(metric.id, site.device, str(error))
@@ -185,8 +184,7 @@ def _measure(  # noqa: PLR0913, PLR0917 - what to run, on what, and where it is 
     site: Site, metric: Metric, job: Job, file: Path, size: int, engine: str, block: str
 ) -> Measurement:
     before = moved_bytes(site, block, job.side)
-    timeout = job.seconds + job.ramp_seconds + GRACE_S
-    done = site.world.command(job.argv(file, size, engine), timeout=timeout)
+    done = site.world.command(job.argv(file, size, engine), timeout=job.seconds + GRACE_S)
     moved = moved_bytes(site, block, job.side) - before
     raw = site.attach(f"fio {job.name}", done.stdout + done.stderr)
     if done.status != 0:
@@ -244,7 +242,7 @@ def check_space(mount: Path, size: int, params: Mapping[str, Scalar]) -> None:
     if free < needed:
         message = f"{mount} has {free / GIB:.1f} GiB free, the test needs {needed / GIB:.1f}: lower size_gib"
         raise Unmeasurable(message)
-    timed = 2 * (float(params["seconds"]) + float(params["ramp_seconds"])) * BURST_MBPS * 1e6
+    timed = 2 * (float(params["seconds"]) + float(params["warmup_seconds"])) * BURST_MBPS * 1e6
     if size + timed > float(params["write_budget_gib"]) * GIB:
         planned = (size + timed) / GIB
         message = f"the test may write {planned:.0f} GiB, write_budget_gib is {params['write_budget_gib']}"
