@@ -1,13 +1,23 @@
 """What follows the items one by one: the run, and pytest-html's page. Registered only with --hw."""
 
 import html
-from typing import Any
 
 import pytest
 
+from pytest_gpuaccept.evidence import row_verdict
+from pytest_gpuaccept.measurement import show
+from pytest_gpuaccept.report.words import margin_text, word
 from pytest_gpuaccept.session import Session
+from pytest_gpuaccept.verdict import Verdict
 
-COLUMNS = ("line", "device", "value", "limit", "margin", "verdict")
+COLUMNS = ("line", "device", "measured", "limit", "margin", "verdict")
+
+
+def cells_of(verdict: Verdict) -> list[str]:
+    """Return a verdict as table cells, escaped: pytest-html inserts them as they are."""
+    value = "-" if verdict.value is None else show(verdict.value, verdict.unit)
+    texts = (verdict.line, verdict.device, value, verdict.limit, margin_text(verdict), word(verdict))
+    return [f"<td>{html.escape(text)}</td>" for text in texts]
 
 
 class Views:
@@ -28,13 +38,16 @@ class Views:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
-        """Fill the columns; pytest-html inserts them as they are, so they are escaped here."""
-        row: dict[str, Any] = getattr(report, "gpuaccept", None) or {}
-        cells[2:2] = [f"<td>{html.escape(str(row.get(name) or ''))}</td>" for name in COLUMNS]
+        """Fill the columns."""
+        row = getattr(report, "gpuaccept", None)
+        cells[2:2] = cells_of(row_verdict(row)) if row else ["<td></td>"] * len(COLUMNS)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
-        """Put the decision on top of pytest-html's page."""
-        if decision := self._session.decision:
-            prefix.append(f"<h2>{html.escape(str(decision))}</h2>")
-            prefix.extend(f"<p>{html.escape(reason)}</p>" for reason in decision.reasons)
+        """Put the decision and every verdict on top of pytest-html's page, whose own table needs JavaScript."""
+        run, decision = self._session.run, self._session.decision
+        if run is None or decision is None:
+            return
+        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        rows = "".join(f"<tr>{''.join(cells_of(verdict))}</tr>" for verdict in run.verdicts.values())
+        prefix.append(f"<h2>{html.escape(str(decision))}</h2><table><tr>{head}</tr>{rows}</table>")

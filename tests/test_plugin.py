@@ -379,12 +379,16 @@ def test_junit_carries_the_verdict(lab, pytester):
     assert properties["gpuaccept.value"] == "101"
 
 
-def test_pytest_html_shows_the_decision_escaped(lab, pytester):
-    """pytest-html's page has our columns, and nothing from a device gets into it as markup."""
-    lab(SUITE, "--html=page.html", "--self-contained-html", volts=99, body="__import__('os')")
+def test_pytest_html_shows_the_verdicts_escaped(lab, pytester):
+    """pytest-html's page has decision and verdicts as static text, and nothing of a device gets in as markup."""
+    text = '[line."host.kernel.release"]\nequals = "<b>order</b>"\nunit = "text"\nsource = "s"\n'
+    suite = SUITE + '\n@pytest.mark.spec("host.*")\ndef test_host(host, accept):\n    accept(host.inventory())\n'
+    lab(suite, "--html=page.html", "--self-contained-html", profile=("", text))
     page = (pytester.path / "page.html").read_text()
-    assert "<h2>REJECTED</h2>" in page
-    assert "lab.volts" in page
+    assert "<h2>REJECTED</h2><table>" in page
+    assert "<td>lab.volts</td><td>host</td><td>120 W</td><td>&gt;= 100 W</td>" in page
+    assert "<b>order" not in page
+    assert "&lt;b&gt;order" in page
 
 
 def test_a_timeout_is_an_error_and_the_run_goes_on(lab, pytester):
