@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.evidence import TWICE, checked
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Provenance, number
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
@@ -61,7 +62,8 @@ class Bench:
             if not self._derived(outcome.metric):
                 self._keep(outcome)
         for outcome in attestations(profile, catalogue):
-            self._keep(outcome)
+            if (outcome.metric, outcome.device) not in self.table:
+                self._keep(outcome)
 
     def outcome(self, metric: str, device: str) -> Outcome:
         """Return what is known of a metric on a device, running its probe if nobody asked before."""
@@ -75,12 +77,11 @@ class Bench:
         absent = NotMeasured(metric, device, f"the profile has no {device}")
         return self.table.setdefault((metric, device), absent)
 
-    def run(self, probe: Probe, device: str) -> dict[str, Outcome]:
-        """Run a probe on a device unless it ran before; return the outcomes of all its metrics."""
+    def run(self, probe: Probe, device: str) -> None:
+        """Run a probe on a device unless it ran before."""
         if (probe.name, device) not in self._done:
             self._done.add((probe.name, device))
             self._run_once(probe, device)
-        return {metric.id: self.outcome(metric.id, where) for metric, where in self._places(probe, device)}
 
     def unavailable(self, probe: Probe) -> str:
         """Say why a probe cannot run here, with the remedy; '' when it can."""
@@ -121,12 +122,25 @@ class Bench:
             return
         params = {**probe.params, **self.profile.params.get(probe.name, {})}
         site = Site(self._world, self.profile, device, params, self._journal.attach)
-        declared = {metric.id for metric in probe.metrics if not metric.derive}
+        places = {(metric.id, where) for metric, where in self._places(probe, device) if not metric.derive}
         for outcome in probe.measure(site):
-            if outcome.metric not in declared:
-                message = f"{probe.name} yielded {outcome.metric}, which it does not declare"
-                raise Unmeasurable(message)
-            yield outcome
+            yield self._believable(outcome, probe, places, site.provenance)
+
+    def _believable(
+        self, outcome: Outcome, probe: Probe, places: set[tuple[str, str]], provenance: Provenance
+    ) -> Outcome:
+        """Return an outcome that the probe may yield; raises Unmeasurable for any other."""
+        try:
+            key = checked(outcome).metric, outcome.device
+        except ValueError as error:
+            message = f"{probe.name} yielded what is no outcome: {error}"
+            raise Unmeasurable(message) from None
+        if key not in places:
+            message = f"{probe.name} yielded {key[0]} on {key[1]}, which it does not declare or nobody ordered"
+            raise Unmeasurable(message)
+        if isinstance(outcome, Measurement) and outcome.provenance not in (provenance, "calculated"):
+            return NotMeasured(*key, f"the probe calls its value {outcome.provenance!r}, on a machine that it measures")
+        return outcome
 
     def _fill(self, probe: Probe, device: str, reason: str) -> None:
         """Give every metric that the probe left open its reason, so that nobody asks twice."""
@@ -142,8 +156,10 @@ class Bench:
                 yield metric, where
 
     def _keep(self, outcome: Outcome) -> None:
-        if self.table.setdefault((outcome.metric, outcome.device), outcome) is outcome:
-            self._journal.outcome(outcome)
+        """Write an outcome down, then know it; a second one for its place makes both worthless."""
+        self._journal.outcome(outcome)
+        key = outcome.metric, outcome.device
+        self.table[key] = NotMeasured(*key, TWICE) if key in self.table else outcome
 
     def _derived(self, metric: str) -> bool:
         declared = self.catalogue.metrics.get(metric)

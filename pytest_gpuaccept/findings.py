@@ -4,11 +4,12 @@ Every rule reads numbers, never the name of a bundle or a machine, and stays sil
 numbers do not speak. Must not judge: a finding explains verdicts, it changes none.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from pytest_gpuaccept.measurement import Measurement, Outcome, number
+from pytest_gpuaccept.measurement import Measurement, Outcome, Value, number
 from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.verdict import Verdict
 
@@ -50,31 +51,46 @@ class View:
     def number(self, metric: str, device: str) -> float | None:
         """Return a measured number, an interval's midpoint, or None."""
         got = self.get(metric, device)
-        return number(got.value) if got else None
+        return _finite(got.value) if got else None
 
     def numbers(self, metric: str) -> dict[str, float]:
         """Return a metric's numbers by device."""
         found = {device: self.number(name, device) for name, device in self.table if name == metric}
         return {device: value for device, value in found.items() if value is not None}
 
+    def stated_as(self, metric: str, device: str) -> object:
+        """Return what a published figure claims to be, or None."""
+        got = self.get(metric, device)
+        return got.conditions.get("stated_as") if got else None
+
     def condition(self, metric: str, device: str, name: str) -> float | None:
         """Return a numeric condition that a value was taken under, or None."""
         got = self.get(metric, device)
         value = got.conditions.get(name) if got else None
-        return None if value is None else number(value)
+        return None if value is None else _finite(value)
 
 
 WHY_SLOW = {
-    False: (
+    "wrong": (
         "runs the quantised layers with a slow kernel",
         'Do not pass quantization="awq": leave it out or say "awq_marlin", then check the kernel inside the workers.',
     ),
-    True: (
+    "": (
+        "is slow, and which kernel ran is not known",
+        "Check the kernel inside the workers first; a slow one is the usual cause.",
+    ),
+    "right": (
         "is slow although the kernel is the ordered one",
         "Check eager mode, CUDA graphs, PCIe link width, clocks and the transport between the GPUs.",
     ),
 }
-"""Whether the kernel was proven right -> what is wrong with vLLM, and what to do."""
+"""What is proven of the kernel -> what is wrong with vLLM, and what to do."""
+
+
+def _finite(value: Value) -> float | None:
+    plain = number(value)
+    return plain if plain is not None and math.isfinite(plain) else None
+
 
 Rule = Callable[[View], Iterable[Finding]]
 
@@ -114,7 +130,7 @@ def uneven_caps(view: View) -> Iterator[Finding]:
     usual = median(rates.values())
     for gpu, rate in rates.items():
         others = [cap for other, cap in caps.items() if other != gpu]
-        if rate < usual * (1 - SLOWER) and gpu in caps and others and caps[gpu] < min(others):
+        if 0 < rate < usual * (1 - SLOWER) and gpu in caps and others and caps[gpu] < min(others):
             yield Finding(
                 "uneven-caps",
                 f"{gpu} is slower, but it also has the lowest power cap: the ranking of the cards is not comparable.",
@@ -157,7 +173,7 @@ def engine_below_bandwidth(view: View) -> Iterator[Finding]:
     if not slow and not (cross is not None and cross < 1):
         return
     kernel, judged = view.get("vllm.kernel", "vllm"), view.verdicts.get(("vllm.kernel", "vllm"))
-    right = judged is not None and judged.verdict == "PASS"
+    proven = "right" if judged and judged.verdict == "PASS" else "wrong" if judged and judged.verdict == "FAIL" else ""
     roofline = view.get("vllm.roofline", "vllm")
     parts = [
         f"vLLM decodes at {share:.0%} of what memory bandwidth allows ({roofline.note})" if share and roofline else "",
@@ -166,9 +182,9 @@ def engine_below_bandwidth(view: View) -> Iterator[Finding]:
     ]
     yield Finding(
         "engine-below-bandwidth",
-        f"vLLM {WHY_SLOW[right][0]}; either comparison shows it without any kernel's name.",
+        f"vLLM {WHY_SLOW[proven][0]}; either comparison shows it without any kernel's name.",
         "; ".join(part for part in parts if part) + ".",
-        WHY_SLOW[right][1],
+        WHY_SLOW[proven][1],
     )
 
 
@@ -177,12 +193,14 @@ def latency_that_is_none(view: View) -> Iterator[Finding]:
     speed, short = view.number("vllm.single.decode", "vllm"), view.number("vllm.short.latency", "vllm")
     tokens = view.condition("vllm.short.latency", "vllm", "tokens")
     parts = []
-    if speed and short and tokens and tokens > 1 and _same(short, 1000 * tokens / speed):
+    first = view.stated_as("vllm.short.latency", "vllm") == "time to first token"
+    if first and speed and short and tokens and tokens > 1 and _same(short, 1000 * tokens / speed):
         parts.append(f"{short:g} ms is {tokens:.0f} tokens at {speed:g} tok/s, not the time to a first token")
     output, each = view.number("vllm.batch.output", "vllm"), view.number("vllm.batch.latency", "vllm")
     requests = view.condition("vllm.batch.latency", "vllm", "requests")
     produced = view.condition("vllm.batch.latency", "vllm", "tokens")
-    if output and each and requests and produced and requests > 1:
+    request = view.stated_as("vllm.batch.latency", "vllm") == "latency of a request"
+    if request and output and each and requests and produced and requests > 1:
         wall = requests * produced / output
         if _same(each * requests, 1000 * wall):
             parts.append(f"{each:g} ms is {wall:.1f} s / {requests:.0f}: no request ever had that latency")
@@ -219,8 +237,8 @@ def pageable_only(view: View) -> Iterator[Finding]:
         yield Finding(
             "pageable-only",
             "Device to host was measured with pageable memory, which shows the host's copying and not the link.",
-            f"{min(pageable.values()):g} GB/s on {', '.join(missing)}, and no pinned figure beside it.",
-            "Measure pinned memory beside it; a Gen4 x16 link carries 23 GB/s and more.",
+            ", ".join(f"{gpu} {pageable[gpu]:g} GB/s" for gpu in missing) + ", and no pinned figure beside it.",
+            "Measure pinned memory beside it; it is what the link carries (Gen4 x16: 23 GB/s and more).",
         )
 
 
@@ -266,12 +284,14 @@ def peak_over_cap(view: View) -> Iterator[Finding]:
 
 def thinnest_margin(view: View) -> Iterator[Finding]:
     """The line that passed by least, when it lies inside its guard band."""
-    close = [v for v in view.verdicts.values() if v.verdict == "MARGINAL" and v.margin is not None]
-    shares = {(v.line, v.device): (v.margin or 0.0) / _limit(view, v) for v in close if _limit(view, v)}
+    good = [v for v in view.verdicts.values() if v.verdict in ("PASS", "MARGINAL") and v.margin is not None]
+    shares = {(v.line, v.device): (v.margin or 0.0) / floor for v in good if (floor := _floor(view, v))}
     if not shares:
         return
     line, device = min(shares, key=lambda key: shares[key])
     verdict = view.verdicts[line, device]
+    if verdict.verdict != "MARGINAL":
+        return
     yield Finding(
         "thinnest-margin",
         f"{line} on {device} is the thinnest margin of all rates: a little noise away from failing.",
@@ -282,12 +302,11 @@ def thinnest_margin(view: View) -> Iterator[Finding]:
 
 def not_steady(view: View) -> Iterator[Finding]:
     """A burn too short to show what several cards in one chassis settle at."""
-    times = {
-        metric: view.condition(metric, device, "seconds")
-        for metric, device in view.table
-        if metric in ("gpu.burn.temperature", "gpu.combined.temperature")
-    }
-    short = {metric: seconds for metric, seconds in times.items() if seconds and seconds < STEADY_S}
+    times: dict[str, list[float]] = {}
+    for metric, device in view.table:
+        if metric in ("gpu.burn.temperature", "gpu.combined.temperature"):
+            times.setdefault(metric, []).append(view.condition(metric, device, "seconds") or math.inf)
+    short = {metric: min(seconds) for metric, seconds in times.items() if 0 < min(seconds) < STEADY_S}
     if short and view.profile.gpus > 1:
         yield Finding(
             "not-steady",
@@ -298,9 +317,10 @@ def not_steady(view: View) -> Iterator[Finding]:
         )
 
 
-def _limit(view: View, verdict: Verdict) -> float:
-    line = view.profile.lines[verdict.line]
-    return abs(line.min if line.min is not None else line.max or 0.0)
+def _floor(view: View, verdict: Verdict) -> float:
+    """Return the floor of a rate's line, 0 where the line has none or its quantity is no rate with a guard."""
+    line = view.profile.lines.get(verdict.line)
+    return abs(line.min) if line and line.min and line.guard else 0.0
 
 
 def _same(a: float, b: float) -> bool:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pytest_gpuaccept.errors import did_you_mean
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue
-from pytest_gpuaccept.profile import Line, Profile, Scalar
+from pytest_gpuaccept.profile import Attestation, Line, Profile, Scalar
 
 LOWEST_FLOOR = 0.30
 """A floor below this share of the datasheet rate cannot fail: DCGM ships five memory-bandwidth
 floors that are 10 to 1000 times too low, and healthy cards reach 0.6 and more."""
+HOTTEST_SHUTDOWN = 105
+"""C that no GPU survives: above the shutdown of every card whose own is known (89 to 96)."""
 PHYSICS_LINES = ("gpu.gemm.efficiency", "gpu.copy.device")
 DEVICE_IDS = {"nvme": r"(nvme|disk)\d+", "nic": r"nic\d+", "vllm": "vllm", "llamacpp": "llamacpp"}
 
@@ -40,7 +42,7 @@ def check(profile: Profile, catalogue: Catalogue, file: str) -> list[Mistake]:
     """Return every mistake of a resolved profile."""
     found = [m for line in profile.lines.values() for m in _check_line(line, profile, catalogue)]
     found += [Mistake(file, "", f"devices.{kind}", reason) for kind, reason in _check_devices(profile)]
-    found += [Mistake(file, "", key, reason) for key, reason in _check_params(profile, catalogue)]
+    found += [Mistake(file, "", key, reason) for key, reason in check_params(profile.params, catalogue)]
     found += [Mistake(file, name, "severity", reason) for name, reason in _check_physics_lines(profile)]
     if not any(line.severity == "required" and not line.not_applicable for line in profile.lines.values()):
         found.append(Mistake(file, "", "line", "no line is required, so nothing could be rejected"))
@@ -54,7 +56,7 @@ def _check_line(line: Line, profile: Profile, catalogue: Catalogue) -> Iterator[
         near = did_you_mean(line.id, catalogue.metrics)
         yield Mistake(line.file, line.id, "", f"no probe declares this metric{near}")
         return
-    rules = (_unit, _shape, _order, _guard, _rate, _temperature, _devices)
+    rules = (_unit, _shape, _order, _guard, _rate, _roof, _devices)
     for key, reason in (flaw for rule in rules for flaw in rule(line, metric, profile)):
         yield Mistake(line.file, line.id, key, reason)
 
@@ -97,7 +99,7 @@ def _guard(line: Line, _metric: Metric, _: Profile) -> Flaws:
 
 
 def _rate(line: Line, metric: Metric, profile: Profile) -> Flaws:
-    for device in profile.devices_of(line, metric.kind)[:1]:
+    for device in profile.devices_of(line, metric.kind):
         rate = profile.rate(metric.rate, device)
         if rate is None or line.min is None:
             continue
@@ -114,10 +116,16 @@ def _rate(line: Line, metric: Metric, profile: Profile) -> Flaws:
             )
 
 
-def _temperature(line: Line, metric: Metric, profile: Profile) -> Flaws:
+def _roof(line: Line, metric: Metric, profile: Profile) -> Flaws:
+    """A count of what must not be seen, and a temperature, is held down; a floor under it says nothing."""
+    if not (metric.none_seen or metric.unit == "C") or line.not_applicable:
+        return
+    if line.max is None or line.min is not None:
+        yield "min" if line.min is not None else "max", "this metric is bad when it is high: it takes a max, alone"
     shutdown = profile.card.facts.temperature_shutdown_c if profile.card else None
-    if metric.unit == "C" and metric.kind == "gpu" and shutdown and line.max and line.max > shutdown:
-        yield "max", f"{line.max:g} C is beyond the card's shutdown at {shutdown} C"
+    highest = shutdown or HOTTEST_SHUTDOWN
+    if metric.unit == "C" and metric.kind == "gpu" and line.max is not None and line.max > highest:
+        yield "max", f"{line.max:g} C is beyond {'the card' if shutdown else 'any card'}'s shutdown at {highest} C"
 
 
 def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:
@@ -134,6 +142,8 @@ def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:
 def _check_devices(profile: Profile) -> Flaws:
     for kind, pattern in DEVICE_IDS.items():
         for device in profile.devices.get(kind, ()):  # type: ignore[call-overload]
+            if profile.devices[kind].count(device) > 1:  # type: ignore[index]
+                yield kind, f"{device!r} is listed more than once"
             if not re.fullmatch(pattern, device):
                 yield kind, f"{device!r} is not a device id of this kind ({pattern})"
     known = {device for devices in profile.devices.values() for device in devices}
@@ -141,8 +151,9 @@ def _check_devices(profile: Profile) -> Flaws:
         yield device, f"facts for a device that is not ordered{did_you_mean(device, known)}"
 
 
-def _check_params(profile: Profile, catalogue: Catalogue) -> Flaws:
-    for name, params in profile.params.items():
+def check_params(table: Mapping[str, Mapping[str, Scalar]], catalogue: Catalogue) -> Flaws:
+    """Yield key and reason of every parameter that a probe does not take."""
+    for name, params in table.items():
         probe = catalogue.probes.get(name)
         if probe is None:
             yield f'params."{name}"', f"no such probe{did_you_mean(name, catalogue.probes)}"
@@ -172,8 +183,12 @@ def _check_physics_lines(profile: Profile) -> Flaws:
     engines = ("vllm.roofline",) if profile.devices.get("vllm") else ()
     for name in (*PHYSICS_LINES, *engines):
         line = profile.lines.get(name)
-        if line is None or line.severity != "required" or line.not_applicable:
-            yield name, "a GPU profile needs this line, required: it follows from the card's facts alone"
+        whole = line is not None and line.min is not None and line.devices is None and not line.not_applicable
+        if line is None or line.severity != "required" or not whole:
+            yield (
+                name,
+                "a GPU profile needs this floor, required, on every device: it follows from the card's facts alone",
+            )
 
 
 def _check_named(profile: Profile, catalogue: Catalogue, file: str) -> Iterator[Mistake]:
@@ -187,5 +202,7 @@ def _check_named(profile: Profile, catalogue: Catalogue, file: str) -> Iterator[
                 yield Mistake(file, entry.line, what, f"the profile has no such line{near}")
             elif what == "attested" and not metric.attestable:
                 yield Mistake(file, entry.line, what, "a probe measures this, so nobody can attest it")
+            elif what == "attested" and isinstance(entry, Attestation) and not isinstance(entry.value, str):
+                yield Mistake(file, entry.line, what, f"{entry.value!r} is not a value of unit {metric.unit!r}")
             elif entry.device not in profile.devices_of(line, metric.kind):
                 yield Mistake(file, entry.line, what, f"the line has no device {entry.device!r}")

@@ -31,7 +31,8 @@ HERE = Path(__file__).parent
 SHIPPED = HERE / "shipped" if (HERE / "shipped").is_dir() else HERE.parent
 """Where acceptance/, thresholds/ and recordings/ lie: inside the wheel, or beside a checkout."""
 
-COMPOSED = re.compile(r"(?P<count>[1-9]\d?)x(?P<card>[\w.-]+)")
+COMPOSED = re.compile(r"(?P<count>[1-9]|[1-5]\d|6[0-4])x(?P<card>[\w.-]+)")
+RESERVED = {"id", "file"}
 LIMITS = ("min", "max", "equals", "one_of", "min_fraction")
 EFFORTS = ("quick", "standard", "soak")
 IDENTITY = {"@card.name": "NVML product string", "@card.pci_device_id": "PCI device id of the model"}
@@ -71,8 +72,13 @@ def load_profile(name: str, catalogue: Catalogue, folder: Path, effort: str = "s
     Raises InputError naming every mistake with file, line id, key and reason.
     """
     loader = _Loader(folder, catalogue)
-    profile, file = loader.load(name, effort)
-    mistakes = [*loader.mistakes, *(lint.check(profile, catalogue, file) if profile else ())]
+    try:
+        profile, file = loader.load(name, effort)
+        found = lint.check(profile, catalogue, file) if profile else []
+    except (ArithmeticError, LookupError, OSError, RecursionError, ValueError) as error:
+        message = f"profile {name!r} cannot be read: {type(error).__name__}: {error}"
+        raise InputError(message) from None
+    mistakes = [*loader.mistakes, *found]
     if mistakes or profile is None:
         lines = "\n".join(f"  {mistake}" for mistake in dict.fromkeys(mistakes))
         message = f"profile {name!r} cannot be used, {len(dict.fromkeys(mistakes))} mistake(s):\n{lines}"
@@ -101,7 +107,7 @@ class _Loader:
     def load(self, name: str, effort: str) -> tuple[Profile | None, str]:
         file = self._find(name)
         if file is not None:
-            raw = self._inherited(file, ())
+            raw = self._inherited(file)
         elif match := COMPOSED.fullmatch(name):
             raw = self._composed(int(match["count"]), match["card"])
         else:
@@ -114,11 +120,12 @@ class _Loader:
         return self._resolve(name, raw, effort, file), self._show(file) if file else f"<{name}>"
 
     def cards(self) -> dict[str, Card]:
-        found: dict[str, Card] = {}
+        found, seen = dict[str, Card](), set[str]()
         for place in _places(self.folder):
             for file in sorted((place / "cards").glob("*.toml")):
-                if file.stem not in found and (card := self._model(Card, self._toml(file), self._show(file))):
+                if file.stem not in seen and (card := self._model(Card, self._toml(file), self._show(file))):
                     found[file.stem] = card
+                seen.add(file.stem)
         return found
 
     def _find(self, name: str) -> Path | None:
@@ -130,32 +137,39 @@ class _Loader:
         files = (place / f"{name}.toml" for place in _places(self.folder))
         return next((file for file in files if file.is_file()), None)
 
-    def _inherited(self, file: Path, above: tuple[Path, ...]) -> ProfileFile | None:
+    def _inherited(self, file: Path) -> ProfileFile | None:
         """Return a file's own tables over those of the files that it inherits."""
-        own = self._model(ProfileFile, self._toml(file), self._show(file))
-        if own is None or file in above:
-            if own:
-                self._wrong(file, "inherits", "inherits itself")
-            return None
-        merged: Table = {"title": own.title}
-        for parent in own.inherits:
-            if base := self._base(file, parent, (*above, file)):
-                merged = _over(merged, base.model_dump(exclude_unset=True))
-        merged = _over(merged, own.model_dump(exclude_unset=True))
-        self._where |= dict.fromkeys(own.line, self._show(file))
-        return ProfileFile.model_validate({**merged, "inherits": []})
+        files: dict[Path, ProfileFile] = {}
+        self._gather(file, (), files)
+        merged: Table = {}
+        for path, own in files.items():
+            merged = _over(merged, own.model_dump(exclude_unset=True))
+            self._where |= dict.fromkeys(own.line, self._show(path))
+        return ProfileFile.model_validate({**merged, "inherits": []}) if file in files else None
 
-    def _base(self, file: Path, parent: str, above: tuple[Path, ...]) -> ProfileFile | None:
+    def _gather(self, file: Path, above: tuple[Path, ...], files: dict[Path, ProfileFile]) -> None:
+        """Add a file behind those that it inherits, each once: a shared base cannot undo what stands above it."""
+        if file in above:
+            self._wrong(file, "inherits", "inherits itself")
+        if file in above or file in files:
+            return
+        own = self._model(ProfileFile, self._toml(file), self._show(file))
+        for parent in own.inherits if own else ():
+            if base := self._base(file, parent):
+                self._gather(base, (*above, file), files)
+        if own:
+            files[file] = own
+
+    def _base(self, file: Path, parent: str) -> Path | None:
         beside = file.parent / f"{parent}.toml"
-        found = beside if beside.is_file() else self._find(parent)
+        found = beside.resolve() if beside.is_file() else self._find(parent)
         if found is None:
             self._wrong(file, "inherits", f"no profile {parent!r}{did_you_mean(parent, known_profiles(self.folder))}")
-            return None
-        return self._inherited(found, above)
+        return found
 
     def _composed(self, count: int, card: str) -> ProfileFile | None:
         base = self._find("base-gpu")
-        raw = self._inherited(base, ()) if base else None
+        raw = self._inherited(base) if base else None
         title = f"{count}x {card}, composed from the card's facts"
         return raw.model_copy(update={"title": title, "card": card, "gpus": count}) if raw else None
 
@@ -178,8 +192,13 @@ class _Loader:
             "waivers": tuple(waivers.waiver) if waivers else (),
             "attested": tuple(attested.attested) if attested else (),
         }  # fmt: skip
+        for kind in raw.devices.keys() & {"gpu", "gpu_pair", "host"}:
+            self._wrong(file or Path(name), f"devices.{kind}", "follows from `gpus`, and cannot be listed")
         for unknown in raw.effort.keys() - set(EFFORTS):
             self._wrong(file or Path(name), f"effort.{unknown}", f"unknown effort{did_you_mean(unknown, EFFORTS)}")
+        for params in raw.effort.values():
+            for key, reason in lint.check_params(params, self.catalogue):
+                self._wrong(file or Path(name), f"effort: {key}", reason)
         return self._model(Profile, table, self._show(file) if file else name)
 
     def _card_name(self, word: str, profile: str) -> str | None:
@@ -192,6 +211,9 @@ class _Loader:
 
     def _line(self, name: str, table: Table, card: Card | None, gpus: int) -> Line | None:
         where, body = self._where.get(name, ""), dict(table)
+        for key in RESERVED & body.keys():
+            self.mistakes.append(Mistake(where, name, key, "unknown key"))
+            return None
         try:
             uncalibrated = _refer(body, card, gpus) or body.get("uncalibrated") is True
             if "min_fraction" in body:
@@ -224,15 +246,15 @@ class _Loader:
                 return self._model(model, self._toml(found), self._show(found))
         return None
 
-    def _toml(self, file: Path) -> Table:
+    def _toml(self, file: Path) -> Table | None:
         try:
             return tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self._wrong(file, "", f"cannot be read: {error}")
-            return {}
+            return None
 
-    def _model(self, model: type[M], table: Table, file: str, line: str = "") -> M | None:
-        if not table:
+    def _model(self, model: type[M], table: Table | None, file: str, line: str = "") -> M | None:
+        if table is None:
             return None
         try:
             return model.model_validate(table)

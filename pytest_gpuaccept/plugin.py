@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker; with --hw, load the profile and the source of values."""
     config.addinivalue_line("markers", "spec(*lines): spec lines, by id or pattern, that this test decides")
-    if not config.option.hw:
+    if config.option.hw is None:
         if config.option.hw_replay or config.option.hw_sim:
             message = "--hw-replay and --hw-sim need --hw=PROFILE: what was ordered?"
             raise pytest.UsageError(message)

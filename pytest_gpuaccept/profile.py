@@ -16,6 +16,8 @@ from pytest_gpuaccept.measurement import Kind, show
 Scalar = bool | int | float | str
 Words = Annotated[tuple[str, ...], Strict(strict=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(gt=0, lt=10**7)]
+Real = Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]
 Severity = Literal["required", "advisory"]
 Capability = Literal["ecc", "row_remap", "p2p", "nvlink", "memory_temperature", "fp8"]
 
@@ -46,28 +48,28 @@ class Facts(StrictModel):
     """Facts of one GPU model; units are in the names, rates are dense (no sparsity)."""
 
     compute_capability: str
-    sm_count: int
-    flop_per_clk_sm_fp16: int
-    flop_per_clk_sm_fp32: int
-    boost_clock_mhz: int
-    fp16_tflops: float
-    fp32_tflops: float
-    memory_mib: int
-    memory_bandwidth_gbs: float
-    pcie_gen: int
-    pcie_width: int
-    power_limit_w: int
-    temperature_limit_c: int
-    gemm_fp16_floor_tflops: float
-    max_clock_mhz: int | None = None
-    fp16_accumulate_tflops: float | None = None
-    tf32_tflops: float | None = None
-    fp8_tflops: float | None = None
-    power_min_w: int | None = None
-    power_max_w: int | None = None
-    temperature_target_c: int | None = None
-    temperature_slowdown_c: int | None = None
-    temperature_shutdown_c: int | None = None
+    sm_count: Whole
+    flop_per_clk_sm_fp16: Whole
+    flop_per_clk_sm_fp32: Whole
+    boost_clock_mhz: Whole
+    fp16_tflops: Real
+    fp32_tflops: Real
+    memory_mib: Whole
+    memory_bandwidth_gbs: Real
+    pcie_gen: Annotated[int, Field(ge=1, le=6)]
+    pcie_width: Annotated[int, Field(ge=1, le=16)]
+    power_limit_w: Whole
+    temperature_limit_c: Whole
+    gemm_fp16_floor_tflops: Real
+    max_clock_mhz: Whole | None = None
+    fp16_accumulate_tflops: Real | None = None
+    tf32_tflops: Real | None = None
+    fp8_tflops: Real | None = None
+    power_min_w: Whole | None = None
+    power_max_w: Whole | None = None
+    temperature_target_c: Whole | None = None
+    temperature_slowdown_c: Whole | None = None
+    temperature_shutdown_c: Whole | None = None
 
 
 class Card(StrictModel):

@@ -5,10 +5,11 @@ all at once. Must not know pytest.
 """
 
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.bench import Bench, Journal
@@ -66,6 +67,8 @@ class Run:
     writer: Writer | None = None
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def expected(self) -> list[Key]:
         """Return every (line, device) that the profile asks for, in the order of a run."""
@@ -84,8 +87,13 @@ class Run:
         return self._waived(judge(outcome, line, metric, rate, card))
 
     def settle(self, verdict: Verdict) -> None:
-        """Take a verdict into the run and the evidence; the last word on a line counts."""
+        """Take a verdict into the run and the evidence; the last word on a line counts.
+
+        A replay's worker may have judged it, so what it was judged by is written down here.
+        """
         self.verdicts[verdict.line, verdict.device] = verdict
+        if self.source.bundle and verdict.verdict not in ("NOT_RUN", "NOT_APPLICABLE"):
+            self.bench.outcome(verdict.line, verdict.device)
         if self.writer:
             body = {"line": verdict.line, "device": verdict.device, "verdict": verdict.verdict}
             self.writer.record("verdict", **body, reason=verdict.reason)
@@ -107,22 +115,49 @@ class Run:
         today = self.clock.now().date()
         return [w for w in self.profile.waivers if (w.until < today) == expired]
 
-    def finish(self, missed: str, gaps: Iterable[str] = ()) -> Decision:
+    def note(self, kind: Literal["fault", "gap", "remark"], reason: str) -> None:
+        """Take a reason that no line states: a fault rejects, a gap makes incomplete, a remark stays."""
+        reasons = {"fault": self.faults, "gap": self.gaps, "remark": self.remarks}[kind]
+        if reason not in reasons:
+            reasons.append(reason)
+            if self.writer:
+                self.writer.record(kind, reason=reason)
+
+    def finish(self, missed: str) -> Decision:
         """Decide, close the bundle and render the report; `missed` says why lines are undecided."""
         keys = self.expected()
         for key in keys:
             if key not in self.verdicts:
                 self.verdicts[key] = undecided("NOT_RUN", self.profile.lines[key[0]], key[1], missed)
-        remarks = ["quick effort: a shortened run"] if self.profile.effort == "quick" else []
-        decision = decide(
-            self.verdicts, keys, faults=self.faults, gaps=gaps, remarks=remarks, stamp=self.source.stamp()
-        )  # fmt: skip
+        for reason in self._standing_remarks():
+            self.note("remark", reason)
+        decision = self._decide(keys)
         if self.writer:
             ordered = [self.verdicts[key] for key in keys]
             reasons, void = list(decision.reasons), [w.model_dump(mode="json") for w in self.waivers(expired=True)]
             self.writer.close(str(decision), ordered, reasons=reasons, expired_waivers=void)
-            render(self.writer.folder, self.catalogue)
+            decision = self._check_evidence(decision, self.writer)
         return decision
+
+    def _decide(self, keys: list[Key]) -> Decision:
+        more = {"faults": self.faults, "gaps": self.gaps, "remarks": self.remarks}
+        return decide(self.verdicts, keys, **more, stamp=self.source.stamp())
+
+    def _standing_remarks(self) -> Iterator[str]:
+        if self.profile.effort == "quick":
+            yield "quick effort: a shortened run"
+        for line in self.profile.lines.values():
+            if line.not_applicable:
+                yield f"the profile declares {line.id} not applicable: {line.not_applicable}"
+
+    def _check_evidence(self, decision: Decision, writer: Writer) -> Decision:
+        """Render the report; a decision whose evidence is not whole on the disk is none."""
+        flaws = [writer.broken] if writer.broken else list(read_bundle(writer.folder).flaws)
+        try:
+            render(writer.folder, self.catalogue)
+        except OSError as error:
+            flaws.append(f"the report could not be written: {error.strerror}")
+        return replace(decision, word="INCOMPLETE", reasons=(*decision.reasons, *flaws)) if flaws else decision
 
     def _waived(self, verdict: Verdict) -> Verdict:
         if verdict.verdict not in ("FAIL", "ERROR", "MARGINAL"):
@@ -136,6 +171,10 @@ def start(
     profile: Profile, catalogue: Catalogue, clock: Clock, source: Source, folder: Path | None
 ) -> Run:  # fmt: skip
     """Open a run; without a folder it keeps no evidence. Raises InputError when evidence cannot be kept."""
+    future = [a.line for a in profile.attested if a.when > clock.now().date()]
+    if future:
+        message = f"attested in the future: {', '.join(future)}; `when` is the day on which somebody looked"
+        raise InputError(message)
     writer = Writer(folder, clock, _manifest(profile, catalogue, source), profile) if folder else None
     journal: Journal = writer or NullJournal()
     recorded = source.bundle.table() if source.bundle else None

@@ -8,11 +8,11 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -56,7 +56,8 @@ def settings(config: pytest.Config) -> Settings:
     if option.hw_sim:
         message = "--hw-sim: this version has no simulated machine yet; use --hw-replay=BUNDLE"
         raise pytest.UsageError(message)
-    if getattr(option, "numprocesses", None) and not replays:
+    parallel = getattr(option, "numprocesses", None) or getattr(option, "tx", None) or hasattr(config, "workerinput")
+    if (parallel or getattr(option, "dist", "no") != "no") and not replays:
         message = "-n works with --hw-replay only: on live hardware parallel items disturb each other"
         raise pytest.UsageError(message)
     folder = config.invocation_params.dir
@@ -91,6 +92,8 @@ class Session:
         self.run: Run | None = None
         self.decision: Decision | None = None
         self._mistakes: list[str] = []
+        self._before: list[tuple[Literal["fault", "gap", "remark"], str]] = []
+        self._cut_off = False
         self._restore: list[Callable[[], object]] = []
         config.stash[RUN] = start(self.profile, self.catalogue, self.clock, self.source, None)
 
@@ -137,10 +140,14 @@ class Session:
 
     def arrange(self, items: list[pytest.Item]) -> None:
         """Drop tests that this profile has no line for, refuse what is amiss, order by phase."""
+        expected = set(self.catalogue.expected(self.profile))
         kept = [item for item in items if not _is_without_line(item)]
         owners: dict[tuple[str, str], str] = {}
         for item in kept:
             if key := _key(item):
+                if key not in expected:
+                    self._mistakes.append(f"{item.nodeid}: {key!r} is no line and device of the profile")
+                    continue
                 if (other := owners.setdefault(key, item.nodeid)) != item.nodeid:
                     self._mistakes.append(f"{key[0]}[{key[1]}] is decided by two tests: {other} and {item.nodeid}")
                 item.stash[STATE] = ItemState(*key)
@@ -155,13 +162,15 @@ class Session:
     # running ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Open the evidence and take the signals; loads are held back when it cannot end well."""
+        """Take the signals and open the evidence; loads are held back when the run cannot be decided."""
+        if not self.settings.worker:
+            self._take_signals()
         self.run = start(self.profile, self.catalogue, self.clock, self.source, self.folder)
         self.config.stash[RUN] = self.run
         if self.folder and self.folder.parent.name == EVIDENCE_ROOT:
             (self.folder.parent / ".gitignore").write_text("*\n")
-        if not self.settings.worker:
-            self._take_signals()
+        for kind, reason in self._before:
+            self.run.note(kind, reason)
         if self.source.world and not self.settings.go_on:
             self._preflight(self.run)
 
@@ -218,17 +227,23 @@ class Session:
 
     def _verdict(self, state: ItemState, call: pytest.CallInfo[None], report: pytest.TestReport) -> Verdict | None:
         error = call.excinfo.value if call.excinfo else None
+        if error is None:
+            return self._after(state, report)
         if isinstance(error, LineFailed):
             return state.verdict
+        if state.verdict and state.verdict.verdict == "FAIL":
+            return replace(
+                state.verdict, reason=f"{state.verdict.reason}; then {type(error).__name__} in {report.when}"
+            )
         if isinstance(error, pytest.skip.Exception):
             return undecided("NOT_RUN", self.profile.lines[state.line], state.device, f"skipped: {error}")
-        if error is not None:
-            text = (str(error).strip().splitlines() or [""])[0]
-            return self._error(state, f"{report.when} failed: {type(error).__name__}: {text}")
-        if report.when == "call" and state.verdict is None:
-            return self._error(state, "the test ended without calling accept()")
-        if report.when == "call" and state.calls > 1:
-            return self._error(state, f"the test called accept() {state.calls} times")
+        text = (str(error).strip().splitlines() or [""])[0]
+        return self._error(state, f"{report.when} failed: {type(error).__name__}: {text}")
+
+    def _after(self, state: ItemState, report: pytest.TestReport) -> Verdict | None:
+        """Return the verdict after a phase that went well: `accept` must have been called once."""
+        if report.when == "call" and state.calls != 1:
+            return self._error(state, f"the test called accept() {state.calls} times, and a line is decided once")
         return state.verdict
 
     def _error(self, state: ItemState, reason: str) -> Verdict:
@@ -239,10 +254,25 @@ class Session:
         row = getattr(report, "gpuaccept", None)
         if self.run is None:
             return
-        if row is not None and report.when == "teardown":
-            self.run.settle(row_verdict(row))
-        if row is None and report.failed:
-            self.run.faults.append(f"{report.nodeid} failed in {report.when}; it decides no line, so it rejects")
+        if row is not None:
+            verdict = row_verdict(row)
+            if self.run.verdicts.get((verdict.line, verdict.device)) != verdict:
+                self.run.settle(verdict)
+        elif report.failed:
+            self.run.note("fault", f"{report.nodeid} failed in {report.when}; it decides no line, so it rejects")
+        elif report.skipped:
+            self.run.note("remark", f"{report.nodeid} was skipped or expected to fail")
+
+    def miss(self, reason: str) -> None:
+        """Take a gap: something that belongs to the suite did not run."""
+        if self.run:
+            self.run.note("gap", reason)
+        else:
+            self._before.append(("gap", reason))
+
+    def cut_off(self) -> None:
+        """Remember that the run was ended before its end."""
+        self._cut_off = True
 
     # the end ---------------------------------------------------------------------------------
 
@@ -250,11 +280,18 @@ class Session:
         """Decide, close the evidence, render the report, set the exit status."""
         if self.run is None or self.settings.worker:
             return
-        interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-        gaps = ["the run was cut off"] if interrupted else []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._restore.append(partial(signal.signal, number, signal.signal(number, signal.SIG_IGN)))
+        interrupted = self._cut_off or exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        if interrupted:
+            self.run.note("gap", "the run was cut off")
+        option = self.config.option
+        narrowed = getattr(option, "numprocesses", None) and (option.keyword or option.markexpr or option.deselect)
+        if narrowed or any("::" in word for word in self.config.args):
+            self.run.note("gap", "a part of the suite was asked for")
         stopped = interrupted or session.shouldfail or session.shouldstop
         missed = "the run ended before it was decided" if stopped else "not selected in this run"
-        self.decision = self.run.finish(missed, gaps)
+        self.decision = self.run.finish(missed)
         if exitstatus not in KEEPS_ITS_STATUS:
             session.exitstatus = self.decision.exit_status
 

@@ -8,8 +8,6 @@ import datetime as dt
 import tomllib
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.errors import InputError, did_you_mean
 from pytest_gpuaccept.evidence import Writer
@@ -53,10 +51,14 @@ def transcribe(file: Path, folder: Path, catalogue: Catalogue) -> int:
     try:
         text = file.read_text(encoding="utf-8")
         figures = Figures.model_validate(tomllib.loads(text))
-    except (OSError, ValidationError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         message = f"{file}: {error}"
         raise InputError(message) from None
     outcomes = [m for figure in figures.figure for m in _measurements(figure, catalogue, file)]
+    places = [(m.metric, m.device) for m in outcomes]
+    if twice := {place for place in places if places.count(place) > 1}:
+        message = f"{file}: stated more than once: {', '.join(f'{m}[{d}]' for m, d in sorted(twice))}"
+        raise InputError(message)
     host = {**figures.machine, "measured": figures.measured.isoformat()}
     manifest = {"mode": "published", "versions": {"gpuaccept": __version__}, "source": figures.source, "host": host}
     writer = Writer(folder, SystemClock(), manifest, None)

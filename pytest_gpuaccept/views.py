@@ -31,6 +31,20 @@ class Views:
         """Take an item's verdict into the run."""
         self._session.take(report)
 
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """What was deselected, lines or not, keeps the run from being accepted."""
+        if items:
+            self._session.miss(f"{len(items)} tests were deselected")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be collected holds tests that did not run."""
+        if report.failed:
+            self._session.miss(f"{report.nodeid} could not be collected")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Ctrl-C, SIGTERM and pytest.exit() cut the run off, whatever exit status they ask for."""
+        self._session.cut_off()
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_header(self, cells: list[str]) -> None:
         """Show the verdict's parts as columns of pytest-html's table."""

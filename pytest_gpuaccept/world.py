@@ -142,7 +142,11 @@ def _child(argv: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     try:
         yield child
     finally:
-        _end(child)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            _end(child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _end(child: subprocess.Popen[str]) -> None:

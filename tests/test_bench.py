@@ -81,6 +81,48 @@ def test_a_probe_runs_once_per_device_whoever_asks():
 
 
 @pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (Measurement("x.a", "gpu0", 1.0, "W", note=3), "no outcome"),
+        (Measurement("x.a", "gpu0", None, "W"), "no outcome"),
+        (Measurement("x.a", "gpu0", 1.0, "W", "guessed"), "no outcome"),
+        (Measurement("x.a", "gpu7", 1.0, "W"), "nobody ordered"),
+        (Measurement("x.b", "gpu0", 1.0, "W"), "does not declare"),
+        (Measurement("x.a", "gpu0", 1.0, "W", "simulated"), "on a machine that it measures"),
+        ("not an outcome", "no outcome"),
+    ],
+)
+def test_what_is_no_believable_outcome_is_an_absent_value(outcome, reason):
+    """Wrong types, foreign devices and a provenance that does not fit never reach the table as values."""
+    table, journal = bench(Probe("x", "gpu", "gpu", (A,), counted(lambda _: [outcome])[0]))
+    assert reason in table.outcome("x.a", "gpu0").reason
+    assert not [o for o in journal.outcomes if isinstance(o, Measurement)]
+
+
+def test_two_values_for_one_place_are_none():
+    """A probe that reports a metric twice is believed in neither, and both stand in the evidence."""
+    table, journal = bench(
+        Probe("x", "gpu", "gpu", (A,), counted(lambda site: [site.measured(A, 1.0), site.measured(A, 500.0)])[0])
+    )
+    assert "more than once" in table.outcome("x.a", "gpu0").reason
+    assert [o.value for o in journal.outcomes] == [1.0, 500.0]
+
+
+def test_a_value_is_written_down_before_it_is_known():
+    """What cannot be journaled is not in the table either."""
+
+    class Full(Journal):
+        def outcome(self, outcome):
+            if isinstance(outcome, Measurement):
+                message = "no room"
+                raise OSError(message)
+
+    probe = Probe("x", "gpu", "gpu", (A,), counted(lambda site: [site.measured(A, 1.0)])[0])
+    table = Bench(PROFILE, Catalogue([probe]), Full(), World())
+    assert "no room" in table.outcome("x.a", "gpu0").reason
+
+
+@pytest.mark.parametrize(
     ("error", "reason"),
     [(Unmeasurable("the card is gone"), "the card is gone"), (ZeroDivisionError("boom"), "ZeroDivisionError: boom")],
 )

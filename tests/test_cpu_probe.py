@@ -131,7 +131,7 @@ def test_wrong_results_are_counted_however_the_run_ended(site, played):
 @pytest.mark.parametrize(
     ("played", "reason"),
     [
-        ({"report": REPORT.format(ops=9001, ran=1.95)}, r"worked \S+ s of 30 s, 9001 operations"),
+        ({"report": REPORT.format(ops=9001, ran=1.95)}, r"says \S+ s and took \S+ s of 30 s, 9001 operations"),
         ({"report": REPORT.format(ops=0, ran=30.0)}, "0 operations"),
         ({"report": ""}, "status 0 and no complete report: .*successful run completed"),
         ({"report": REPORT.format(ops=7, ran=30.0).partition("metrics:")[0]}, "no complete report"),
@@ -178,9 +178,15 @@ def test_no_failures_means_a_complete_run(status, stderr, ran, ops):
     """Whatever is printed, zero failures are only said of a run with status 0, full time and work done."""
     with suppress(Unmeasurable):
         found = cpu.count_failures(
-            Completed((), status, "", stderr, 0.0), REPORT.format(ran=float(ran), ops=f"{ops:f}"), 30
+            Completed((), status, "", stderr, 30.0), REPORT.format(ran=float(ran), ops=f"{ops:f}"), 30
         )
         assert found > 0 or (status == 0 and ran >= 29.4 and ops > 0 and "stress-ng: fail:" not in stderr)
+
+
+def test_a_burn_that_took_no_time_is_no_burn():
+    """What stress-ng says of its time is held against the clock of the run."""
+    with pytest.raises(Unmeasurable, match=r"took 0\.1 s of 30 s"):
+        cpu.count_failures(Completed((), 0, "", DONE, 0.1), REPORT.format(ran=30.0, ops=9001), 30)
 
 
 @FUZZ

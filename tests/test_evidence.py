@@ -131,7 +131,11 @@ def test_no_changed_byte_goes_unseen(data, shared):
     [
         ("verdicts.jsonl", lambda text: text.replace("PASS", "FAIL"), "verdicts.jsonl does not match"),
         ("verdicts.jsonl", lambda text: text[:-30], "verdicts.jsonl"),
-        ("manifest.json", lambda text: text.replace('"ACCEPTED"', '"REJECTED"'), "manifest.json says 'REJECTED'"),
+        (
+            "manifest.json",
+            lambda text: text.replace('"ACCEPTED"', '"REJECTED"'),
+            "manifest.json: 'decision' is not what the run recorded",
+        ),
         ("profile.json", lambda text: text.replace('"min": 150.0', '"min": 15.0'), "profile.json does not match"),
         ("profile.json", lambda _: "{}", "profile.json is not readable"),
         ("evidence.jsonl", lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "no end record"),
@@ -167,6 +171,87 @@ def test_missing_files_are_flaws_and_foreign_folders_bad_input(bundle, tmp_path)
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(InputError):
             read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mode", "simulated"), ("host", {"hostname": "another"}), ("profile_sha256", "0" * 64), ("ended", "later")],
+)
+def test_what_the_manifest_says_of_the_run_is_covered(key, value, bundle):
+    """Mode, machine, profile and time in the manifest are those that the run recorded."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+    assert any(f"manifest.json: {key!r}" in flaw for flaw in read_bundle(bundle).flaws)
+
+
+def test_a_profile_that_was_taken_away_is_missed(bundle):
+    """A bundle that was judged by a profile is not whole without it."""
+    (bundle / "profile.json").unlink()
+    assert any("profile.json" in flaw for flaw in read_bundle(bundle).flaws)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 50_000, "\xff", '{"schema": 1, "mode": "live", "chain": "x"}']
+)
+def test_a_manifest_that_is_none_is_bad_input(text, bundle):
+    """Nesting without end, wrong types and wrong bytes are refused by name, not with a traceback."""
+    (bundle / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("row", ["null", "[1]", "[" * 100_000, '{"line": 1}', '{"verdict": "GREAT"}'])
+def test_verdict_rows_that_are_none_are_flaws(row, bundle):
+    """Rows of another shape are named."""
+    (bundle / "verdicts.jsonl").write_text(row + "\n")
+    read = read_bundle(bundle)
+    assert any("verdicts.jsonl is not readable" in flaw for flaw in read.flaws)
+    assert read.verdicts == ()
+
+
+def test_an_attachment_is_read_from_its_folder_only(tmp_path, clock, profile):
+    """A record that points elsewhere, or a link in place of the file, is not followed."""
+    writer = Writer(tmp_path / "b", clock, {"mode": "live"}, None)
+    writer.record("attachment", name="evil", sha256="/dev/zero", bytes=1)
+    digest = writer.attach("linked", "text")
+    writer.close("ACCEPTED", [])
+    (tmp_path / "b" / "attach" / digest).rename(tmp_path / "elsewhere")
+    (tmp_path / "b" / "attach" / digest).symlink_to(tmp_path / "elsewhere")
+    assert sum("missing or changed" in flaw for flaw in read_bundle(tmp_path / "b").flaws) == 2
+
+
+class FullDisk:
+    """A file on a disk that has room for half of what is written."""
+
+    def write(self, data):
+        """Take a part, then nothing."""
+        if len(data) < 9:
+            raise OSError(28, "No space left on device")
+        return len(data) // 2
+
+    def fileno(self):
+        """Have no descriptor."""
+        return -1
+
+
+def test_a_full_disk_leaves_no_decision(tmp_path, clock, profile):
+    """When a record cannot be written whole, the writer says so and the manifest decides nothing."""
+    writer = Writer(tmp_path / "b", clock, {"mode": "live", "profile_sha256": profile.digest()}, profile)
+    writer._file.close()
+    writer._file = FullDisk()
+    writer.outcome(Measurement("m", "d", 1.0, "W"))
+    writer.close("ACCEPTED", [])
+    assert writer.broken == "the evidence could not be written: No space left on device"
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["decision"] is None
+
+
+def test_a_measurement_recorded_twice_is_none(tmp_path, clock):
+    """Two values for one metric and device in one bundle are nothing that could be judged."""
+    writer = Writer(tmp_path / "b", clock, {"mode": "live"}, None)
+    for value in (1.0, 500.0):
+        writer.outcome(Measurement("m", "d", value, "W"))
+    writer.close("ACCEPTED", [])
+    assert isinstance(read_bundle(tmp_path / "b").table()["m", "d"], NotMeasured)
 
 
 def test_evidence_is_never_overwritten(bundle, clock, profile):

@@ -36,7 +36,7 @@ SPEAKS = {
     "engine-below-bandwidth": m("vllm.roofline", {"vllm": 0.1}),
     "latency-that-is-none": [
         *m("vllm.single.decode", {"vllm": 40.0}),
-        *m("vllm.short.latency", {"vllm": 800}, tokens=32),
+        *m("vllm.short.latency", {"vllm": 800}, tokens=32, stated_as="time to first token"),
     ],
     "peer-copy-without-peer": m("gpu_pair.copy", {"gpu0-gpu1": Interval(11, 12)}),
     "pageable-only": m("gpu.copy.d2h_pageable", {"gpu2": 3.0}),
@@ -51,7 +51,7 @@ SILENT = {
     "engine-below-bandwidth": [*m("vllm.roofline", {"vllm": 0.43}), *m("engines.cross", {"host": 2.2})],
     "latency-that-is-none": [
         *m("vllm.single.decode", {"vllm": 40.0}),
-        *m("vllm.short.latency", {"vllm": 90}, tokens=32),
+        *m("vllm.short.latency", {"vllm": 800}, tokens=32, stated_as="whole answer"),
     ],
     "peer-copy-without-peer": m("gpu_pair.copy", {"gpu0-gpu1": 20.0}, path="staged"),
     "pageable-only": [*m("gpu.copy.d2h_pageable", {"gpu2": 3.0}), *m("gpu.copy.d2h", {"gpu2": 26.0})],
@@ -87,7 +87,7 @@ def test_no_rule_breaks_on_nonsense(value, profile):
 
 
 def test_the_thinnest_margin_is_the_smallest_share_of_its_limit(profile):
-    """Of two marginal lines the one nearer to its limit is named; without one there is no finding."""
+    """Of two rates the one nearer to its floor is named when it is marginal; else there is no finding."""
     close, closer = verdict("gpu.gemm.fp16", "MARGINAL", 2.5), verdict("gpu.copy.h2d", "MARGINAL", 0.1, "gpu1")
     found = seen(profile, [], [close, closer])["thinnest-margin"]
     assert "gpu.copy.h2d on gpu1" in found.cause
@@ -104,10 +104,12 @@ def test_the_target_is_no_limit_unless_throttling_is_proven_absent(profile):
 def test_a_slow_engine_with_the_right_kernel_gets_another_remedy(profile):
     """The advice does not blame the kernel when the kernel was proven right."""
     values = m("vllm.roofline", {"vllm": 0.1})
-    blamed = seen(profile, values)["engine-below-bandwidth"]
+    blamed = seen(profile, values, [verdict("vllm.kernel", "FAIL", device="vllm")])["engine-below-bandwidth"]
+    unknown = seen(profile, values)["engine-below-bandwidth"]
     cleared = seen(profile, values, [verdict("vllm.kernel", "PASS", device="vllm")])["engine-below-bandwidth"]
     assert "awq_marlin" in blamed.remedy
-    assert "awq_marlin" not in cleared.remedy
+    assert "awq_marlin" not in cleared.remedy + unknown.remedy
+    assert "not known" in unknown.cause
 
 
 def test_an_excess_beyond_samples_is_told_apart_from_a_peak(profile):

@@ -97,7 +97,7 @@ def site(tmp_path):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return Site(Udev(tmp_path), SimpleNamespace(name="box"), "host", {}, lambda name, text: "")
+    return Site(Udev(tmp_path), SimpleNamespace(name="box", attested=()), "host", {}, lambda name, text: "")
 
 
 def values(site):

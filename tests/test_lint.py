@@ -129,6 +129,19 @@ def test_a_bad_line_is_refused_with_its_place(text, words, catalogue, write):
         (HEAD + '[line."gpu.xid"]\ndevices = []', ("devices", "decided nowhere")),
         (HEAD + '[line."gpu.name"]\none_of = []\nsource = "s"', ("one_of", "nothing could pass")),
         ('title = "t"', ("no line is required",)),
+        (HEAD + '[line."gpu.xid"]\nid = "gpu.count"', ("key id", "unknown key")),
+        (HEAD + '[line."gpu.burn.errors"]\nmin = 0\nsource = "s"', ("bad when it is high",)),
+        (HEAD + '[line."gpu.burn.temperature"]\nmin = 0\nsource = "s"', ("bad when it is high",)),
+        (HEAD + '[line."gpu.gemm.efficiency"]\nmax = 1.0\nsource = "s"', ("needs this floor",)),
+        (HEAD + '[line."gpu.gemm.efficiency"]\ndevices = ["gpu0"]', ("on every device",)),
+        (HEAD + '[devices]\ngpu = ["gpu0"]', ("devices.gpu", "cannot be listed")),
+        (HEAD + '[devices]\nnic = ["nic0", "nic0"]', ("more than once",)),
+        (HEAD + '[effort.quick."cpu.burn"]\nseconds = 0.5', ("effort", "type")),
+        (HEAD + '[params."cpu.burn"]\nseconds = 0.5', ("seconds", "type")),
+        (HEAD + "[[[[", ("cannot be read",)),
+        (HEAD + "a = " + "[" * 5000, ("cannot be read",)),
+        (HEAD.replace("gpus = 4", "gpus = 99"), ("gpus",)),
+        ("", ("title", "missing")),
         (HEAD + '[params."cpu.burn"]\nsecond = 5', ("cpu.burn", "second", "'seconds'")),
         (HEAD + '[params."cpu.burn"]\nseconds = "5"', ("seconds", "type")),
         (HEAD + '[params."cpu.burn"]\nseconds = 0', ("above zero",)),
@@ -214,6 +227,31 @@ def test_the_five_slipped_dcgm_floors_are_refused(model, bandwidth, floor_mbs, c
     message = refused(catalogue, folder)
     assert "gpu.copy.device" in message
     assert "cannot fail" in message
+
+
+def test_a_shared_base_does_not_undo_what_stands_above_it(catalogue, write):
+    """Of two parents with one base, what the first adds survives the second."""
+    write('title = "a"\ninherits = ["4x4090"]\n[line."gpu.gemm.fp16"]\nmin = 165\nsource = "a"\n', "a.toml")
+    write('title = "b"\ninherits = ["4x4090"]\n[line."gpu.xid"]\nseverity = "advisory"\n', "b.toml")
+    profile = load_profile("mine", catalogue, write('title = "t"\ninherits = ["a", "b"]\n'))
+    assert (profile.lines["gpu.gemm.fp16"].min, profile.lines["gpu.xid"].severity) == (165, "advisory")
+
+
+@pytest.mark.parametrize("name", ["99x4090", "65xl40", "0x4090", "x" * 5000])
+def test_no_more_gpus_than_a_machine_holds(name, catalogue, tmp_path):
+    """A composed profile has 1 to 64 GPUs; a name that is none is refused."""
+    refused(catalogue, tmp_path, name)
+
+
+@pytest.mark.parametrize("fact", ["pcie_gen = 9", "boost_clock_mhz = 0", "sm_count = -1", "fp16_tflops = inf"])
+def test_a_card_with_an_impossible_fact_is_refused(fact, catalogue, write):
+    """Facts of a card are within what can exist."""
+    lines = [
+        fact if line.startswith(fact.split(" = ")[0]) else line for line in CARD.format(bandwidth=1.0).splitlines()
+    ]
+    write("\n".join([*lines, *(f'{name} = "test"' for name in FACTS)]), "cards/odd.toml")
+    folder = write('title = "t"\ninherits = ["base-gpu"]\ncard = "odd"\ngpus = 1\n')
+    assert fact.split(" = ")[0] in refused(catalogue, folder)
 
 
 def test_a_card_fact_without_a_source_is_refused(catalogue, write):

@@ -98,7 +98,7 @@ def test_a_good_machine_is_accepted(lab, pytester):
         (101, ("", ""), "ACCEPTED WITH REMARKS", 0, {"passed": 1}),
         ("float('nan')", ("", ""), "INCOMPLETE", 10, {"failed": 1, "passed": 1}),
         (99, ('severity = "advisory"', ""), "ACCEPTED WITH REMARKS", 0, {"passed": 1}),
-        (99, ('not_applicable = "no such part"', ""), "ACCEPTED", 0, {"passed": 1}),
+        (99, ('not_applicable = "no such part"', ""), "ACCEPTED WITH REMARKS", 0, {"passed": 1}),
     ],
 )
 def test_an_item_fails_exactly_when_it_stands_in_the_way(volts, profile, word, status, outcomes, lab, pytester):
@@ -114,7 +114,7 @@ def test_an_item_fails_exactly_when_it_stands_in_the_way(volts, profile, word, s
     ("body", "reason"),
     [
         ("assert 0, 'before'", "AssertionError: before"),
-        ("pass", "without calling accept()"),
+        ("pass", "called accept() 0 times"),
         ("accept(host.probe('lab.meter')); accept(host.probe('lab.meter'))", "called accept() 2 times"),
         ("accept(host.probe('lab.meter')); 1 / 0", "ZeroDivisionError"),
         ("accept(host.inventory())", "does not decide lab.volts"),
@@ -145,6 +145,48 @@ def test_a_skipped_line_is_not_run(lab, pytester):
     result = lab(SUITE.replace("def test_volts", "@pytest.mark.skip(reason='no time')\ndef test_volts"))
     assert verdicts(pytester)["lab.volts"] == "NOT_RUN"
     assert (decision(pytester), result.ret) == ("INCOMPLETE", 10)
+
+
+@pytest.mark.parametrize("after", ["pytest.skip('later')", "pytest.xfail('later')", "1 / 0", "raise KeyError('x')"])
+def test_a_proven_failure_stays_proven(after, lab, pytester):
+    """Whatever a test does after its line failed, FAIL stands and the machine is rejected."""
+    body = f"try:\n        accept(host.probe('lab.meter'))\n    except BaseException:\n        {after}"
+    result = lab(SUITE.replace('accept(host.probe("lab.meter"))', body, 1), volts=1)
+    assert verdicts(pytester)["lab.volts"] == "FAIL"
+    assert (decision(pytester), result.ret) == ("REJECTED", 1)
+
+
+OWN = "\ndef test_mine(host):\n    assert 0\n"
+
+
+@pytest.mark.parametrize(
+    ("suite", "args"),
+    [
+        (SUITE + OWN, ("-k", "not mine")),
+        (SUITE + OWN, ("--deselect", "test_lab.py::test_mine")),
+        (SUITE + OWN, ("test_lab.py::test_volts", "test_lab.py::test_errors")),
+        (SUITE + "\ndef test_end():\n    pytest.exit('enough', returncode=0)\n" + OWN, ()),
+    ],
+)
+def test_leaving_out_a_test_of_ones_own_is_no_way_to_acceptance(suite, args, lab, pytester):
+    """With every line passed, a run that left other tests out is INCOMPLETE all the same."""
+    result = lab(suite, *args)
+    assert set(verdicts(pytester).values()) == {"PASS"}
+    assert (decision(pytester), result.ret) == ("INCOMPLETE", 10)
+
+
+def test_a_file_that_cannot_be_collected_is_missed_even_when_the_rest_runs(lab, pytester):
+    """--continue-on-collection-errors decides every line, and the run is INCOMPLETE."""
+    pytester.makepyfile(test_broken="import no_such_module")
+    lab(SUITE, "--continue-on-collection-errors")
+    assert set(verdicts(pytester).values()) == {"PASS"}
+    assert decision(pytester) == "INCOMPLETE"
+
+
+def test_a_skipped_test_of_ones_own_is_a_remark(lab, pytester):
+    """What was skipped, or expected to fail, is said."""
+    lab(SUITE + "\n@pytest.mark.xfail\ndef test_mine():\n    assert 0\n\n@pytest.mark.skip\ndef test_other(): pass\n")
+    assert decision(pytester) == "ACCEPTED WITH REMARKS"
 
 
 def test_a_failed_setup_or_teardown_is_an_error(lab, pytester):
@@ -220,6 +262,8 @@ def test_a_test_file_that_does_not_load_leaves_its_lines_open(lab, pytester):
         (("--hw=lab", "--hw-sim=case-study"), "no simulated machine yet"),
         (("--hw-replay=a",), "need --hw"),
         (("--hw=lab", "-n2"), "-n works with --hw-replay only"),
+        (("--hw=lab", "--tx", "2*popen", "--dist=load"), "-n works with --hw-replay only"),
+        (("--hw=",), "no profile ''"),
         (("--hw=lab", "--hw-effort=slow"), "invalid choice"),
         (("--hw=lab", "--hw-evidence=test_lab.py"), "cannot be written"),
     ],

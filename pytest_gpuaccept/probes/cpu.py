@@ -77,8 +77,11 @@ def count_failures(done: Completed, metrics: str, seconds: int) -> int:
         last = (text.strip().splitlines() or ["no output"])[-1]
         message = f"stress-ng ended with status {done.status} and no complete report: {last}"
         raise Unmeasurable(message)
-    if float(ran[1]) < FULL_TIME * seconds or float(work[1]) <= 0:
-        message = f"stress-ng worked {float(ran[1]):.1f} s of {seconds} s, {work[1]} operations: the burn was cut short"
+    if min(float(ran[1]), done.seconds) < FULL_TIME * seconds or float(work[1]) <= 0:
+        message = (
+            f"stress-ng says {float(ran[1]):.1f} s and took {done.seconds:.1f} s of {seconds} s, "
+            f"{work[1]} operations: the burn was cut short"
+        )
         raise Unmeasurable(message)
     return 0
 

@@ -69,4 +69,5 @@ def _print_waivers(console: Console, bundle: Bundle) -> None:
     void = [(w["line"], w["device"]) for w in bundle.manifest.get("expired_waivers", [])]
     for w in bundle.profile.waivers:
         state = "VOID, expired" if (w.line, w.device) in void else "holds until"
-        console.print(Text(f"Waiver {w.line}[{w.device}] by {w.who}, {state} {w.until}: {w.reason}", style="yellow"))
+        text = printable(f"Waiver {w.line}[{w.device}] by {w.who}, {state} {w.until}: {w.reason}")
+        console.print(Text(text, style="yellow"))
