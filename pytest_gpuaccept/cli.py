@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.evidence import Bundle, read_bundle
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
-from pytest_gpuaccept.report import summary_text
-from pytest_gpuaccept.report.words import decision
+from pytest_gpuaccept.report import render_html, summary_text
+from pytest_gpuaccept.report.words import decision, word
 from pytest_gpuaccept.run import Source, open_bundle, render, start
 from pytest_gpuaccept.transcribe import transcribe
 from pytest_gpuaccept.world import SystemClock
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     rejudge.add_argument("bundle", type=Path, help=FOLDER)
     rejudge.add_argument("--hw", required=True, metavar="PROFILE", help="profile to judge by")
     rejudge.add_argument("--evidence", type=Path, metavar="DIR", help="keep the outcome as a bundle of its own")
+    rejudge.add_argument(
+        "-v", "--verbose", action="store_true", help="print every verdict, not only those that changed"
+    )
     rejudge.set_defaults(run=_rejudge)
 
     page = commands.add_parser("render", help="render the report of a bundle again")
@@ -98,11 +101,24 @@ def _lint(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.bundle)
-    for flaw in bundle.flaws:
-        _say(f"NOT INTACT {flaw}")
-    if not bundle.flaws:
+    flaws = [*bundle.flaws, *_report_flaws(bundle)]
+    _say_flaws(flaws)
+    if not flaws:
         _say(f"intact: {len(bundle.records)} records, {bundle.mode}, {decision(bundle)}")
-    return DEFECT if bundle.flaws else 0
+    return DEFECT if flaws else 0
+
+
+def _report_flaws(bundle: Bundle) -> list[str]:
+    """Return whether the page beside the evidence is the one that the evidence gives."""
+    page = bundle.folder / "report.html"
+    if not page.exists() or page.read_bytes() == render_html(bundle, Catalogue(PROBES)).encode():
+        return []
+    return ["report.html is not the page that this version renders from the evidence: render it again"]
+
+
+def _say_flaws(flaws: Sequence[str]) -> None:
+    for flaw in flaws:
+        _say(f"NOT INTACT {flaw}")
 
 
 def _rejudge(options: argparse.Namespace) -> int:
@@ -115,7 +131,8 @@ def _rejudge(options: argparse.Namespace) -> int:
         run.settle(verdict)
         was = before.get((name, device), "no verdict")
         change = f"  (was {was})" if before and was != verdict.verdict else ""
-        _say(f"{verdict.verdict:14} {name}[{device}]: {verdict.reason}{change}")
+        if change or options.verbose or not before:
+            _say(f"{word(verdict):14} {name}[{device}]: {verdict.reason}{change}")
     outcome = run.finish("not judged")
     _say(f"{outcome}  profile {profile.name} sha256 {profile.digest()}")
     return outcome.exit_status
@@ -125,8 +142,9 @@ def _render(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.bundle)
     width = shutil.get_terminal_size((110, 24)).columns
     sys.stdout.write(summary_text(bundle, width, colour=sys.stdout.isatty()))
+    _say_flaws(bundle.flaws)
     _say(f"{decision(bundle)}  report: {render(options.bundle, Catalogue(PROBES)).resolve()}")
-    return 0
+    return DEFECT if any("cut off" not in flaw for flaw in bundle.flaws) else 0
 
 
 def _init(_: argparse.Namespace) -> int:

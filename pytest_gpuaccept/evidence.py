@@ -283,7 +283,8 @@ def _read_manifest(folder: Path) -> Record:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         schema = Manifest.model_validate(manifest).schema_
     except (OSError, ValueError, RecursionError) as error:
-        message = f"{folder} is not an evidence bundle: manifest.json: {error}"
+        detail = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        message = f"{folder} is not an evidence bundle (the folder of a run): manifest.json: {detail}"
         raise InputError(message) from None
     if schema != SCHEMA:
         message = f"{folder}/manifest.json: schema {schema!r}, this version reads {SCHEMA}"

@@ -177,9 +177,12 @@ def _param_flaw(defaults: Mapping[str, Scalar], key: str, value: Scalar) -> str:
 
 
 def _check_physics_lines(profile: Profile) -> Flaws:
-    """Yield what is missing of the lines that no GPU profile may do without."""
+    """Yield what is amiss with the lines that no GPU profile may do without."""
     if not profile.gpus:
         return
+    count = profile.lines.get("gpu.count")
+    if count and count.equals != profile.gpus:
+        yield "gpu.count", f"must equal the {profile.gpus} GPUs that are ordered"
     engines = ("vllm.roofline",) if profile.devices.get("vllm") else ()
     for name in (*PHYSICS_LINES, *engines):
         line = profile.lines.get(name)
@@ -191,9 +194,10 @@ def _check_physics_lines(profile: Profile) -> Flaws:
             )
 
 
-def _check_named(profile: Profile, catalogue: Catalogue, file: str) -> Iterator[Mistake]:
+def _check_named(profile: Profile, catalogue: Catalogue, profile_file: str) -> Iterator[Mistake]:
     """Yield waivers and attestations that name what the profile does not have."""
-    for what, entries in (("waiver", profile.waivers), ("attested", profile.attested)):
+    for what, ending, entries in (("waiver", "waivers", profile.waivers), ("attested", "attested", profile.attested)):
+        file = f"{profile_file.removesuffix('.toml')}.{ending}.toml"
         for entry in entries:
             line = profile.lines.get(entry.line)
             metric = catalogue.metrics.get(entry.line)

@@ -112,7 +112,8 @@ class _Loader:
             raw = self._composed(int(match["count"]), match["card"])
         else:
             known = known_profiles(self.folder)
-            near = did_you_mean(name, known)
+            here = f" (did you mean {name}.toml?)" if (self.folder / f"{name}.toml").is_file() else ""
+            near = here or did_you_mean(name, known)
             message = f"no profile {name!r}{near}; known: {', '.join(known)}, a path, or <N>x<card>"
             raise InputError(message)
         if raw is None:
@@ -153,7 +154,8 @@ class _Loader:
             self._wrong(file, "inherits", "inherits itself")
         if file in above or file in files:
             return
-        own = self._model(ProfileFile, self._toml(file), self._show(file))
+        table = self._toml(file)
+        own = self._model(ProfileFile, table, self._show(file)) or _what_is_sound(table)
         for parent in own.inherits if own else ():
             if base := self._base(file, parent):
                 self._gather(base, (*above, file), files)
@@ -269,6 +271,17 @@ class _Loader:
 
     def _show(self, file: Path) -> str:
         return str(file.relative_to(self.folder)) if file.is_relative_to(self.folder) else str(file)
+
+
+def _what_is_sound(table: Table | None) -> ProfileFile | None:
+    """Return a refused file without the keys that were refused, so that the mistakes in its lines are told too."""
+    try:
+        ProfileFile.model_validate(table)
+    except ValidationError as error:
+        wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+        sound = {key: value for key, value in (table or {}).items() if key not in wrong}
+        return ProfileFile.model_validate({"title": "", **sound}) if table is not None else None
+    return None
 
 
 def _over(base: Table, own: Table) -> Table:

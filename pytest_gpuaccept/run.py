@@ -110,6 +110,12 @@ class Run:
                 lines += [name] if name not in lines else []
         return found
 
+    def missing_tools(self) -> list[str]:
+        """Return the tools that any line needs, advisory ones included, and that are not installed."""
+        world = self.source.world
+        needed = {tool: None for name, _ in self.expected() for tool in self.catalogue.home(name).tools}
+        return [tool for tool in needed if world and not world.has(tool)]
+
     def waivers(self, *, expired: bool) -> list[Waiver]:
         """Return the profile's waivers that hold today, or those that do not any more."""
         today = self.clock.now().date()

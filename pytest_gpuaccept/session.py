@@ -175,6 +175,8 @@ class Session:
             self._preflight(self.run)
 
     def _preflight(self, run: Run) -> None:
+        if tools := run.missing_tools():
+            self.write(f"gpuaccept preflight: not installed: {', '.join(tools)}; apt-get install {' '.join(tools)}")
         undecidable = run.undecidable()
         if not undecidable:
             return
@@ -290,7 +292,7 @@ class Session:
         if narrowed or any("::" in word for word in self.config.args):
             self.run.note("gap", "a part of the suite was asked for")
         stopped = interrupted or session.shouldfail or session.shouldstop
-        missed = "the run ended before it was decided" if stopped else "not selected in this run"
+        missed = "the run ended before it was decided" if stopped else "not selected, or no test of this run names it"
         self.decision = self.run.finish(missed)
         if exitstatus not in KEEPS_ITS_STATUS:
             session.exitstatus = self.decision.exit_status

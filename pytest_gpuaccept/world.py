@@ -113,7 +113,7 @@ class LiveWorld:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            message = f"no NVIDIA driver ({error}); without a GPU use --hw-sim or --hw-replay"
+            message = f"no NVIDIA driver ({error}): does nvidia-smi work? Without a GPU see --hw-sim and --hw-replay"
             raise Unmeasurable(message) from None
         return pynvml
 

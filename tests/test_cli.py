@@ -46,11 +46,31 @@ def test_verify_tells_intact_from_changed(bundle, capsys):
     assert "NOT INTACT verdicts.jsonl" in capsys.readouterr().out
 
 
+def test_a_page_that_was_edited_is_not_the_evidences(bundle, capsys):
+    """verify renders the page again, and names one that says something else."""
+    page = bundle / "report.html"
+    page.write_text(page.read_text().replace("REJECTED", "ACCEPTED"))
+    assert main(["verify", str(bundle)]) == 1
+    assert "NOT INTACT report.html" in capsys.readouterr().out
+
+
+def test_render_of_changed_evidence_says_so(bundle, capsys):
+    """A page is rendered, INCOMPLETE, and the exit status is that of a defect."""
+    (bundle / "verdicts.jsonl").write_text("")
+    assert main(["render", str(bundle)]) == 1
+    out = capsys.readouterr().out
+    assert "NOT INTACT verdicts.jsonl" in out
+    assert out.splitlines()[-1].startswith("REPLAYED INCOMPLETE")
+
+
 def test_rejudge_by_the_same_profile_changes_nothing(bundle, capsys):
     """The same measurements under the same limits give the same verdicts and the profile's digest."""
     assert main(["rejudge", str(bundle), "--hw=4x4090"]) == 1
     out = capsys.readouterr().out
     assert "(was " not in out
+    assert len(out.splitlines()) == 1
+    assert main(["rejudge", str(bundle), "--hw=4x4090", "-v"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 158
     assert out.splitlines()[-1].startswith("REPLAYED REJECTED  profile 4x4090 sha256 ")
 
 

@@ -138,6 +138,7 @@ def test_a_bad_line_is_refused_with_its_place(text, words, catalogue, write):
         (HEAD + '[devices]\nnic = ["nic0", "nic0"]', ("more than once",)),
         (HEAD + '[effort.quick."cpu.burn"]\nseconds = 0.5', ("effort", "type")),
         (HEAD + '[params."cpu.burn"]\nseconds = 0.5', ("seconds", "type")),
+        (HEAD + '[line."gpu.count"]\nequals = 0\nsource = "s"', ("gpu.count", "must equal the 4 GPUs")),
         (HEAD + "[[[[", ("cannot be read",)),
         (HEAD + "a = " + "[" * 5000, ("cannot be read",)),
         (HEAD.replace("gpus = 4", "gpus = 99"), ("gpus",)),
@@ -166,11 +167,11 @@ def test_a_bad_profile_is_refused_with_its_place(text, words, catalogue, write):
 
 
 def test_all_mistakes_are_told_at_once(catalogue, write):
-    """Three different mistakes in one file are three lines of one message."""
-    text = HEAD + LINE + 'mni = 1\n[line."gpu.xit"]\nmax = 0\nunit = "count"\nsource = "s"\n[params.x]\ny = 1'
-    message = refused(catalogue, write(text))
-    assert "3 mistake(s)" in message
-    assert all(word in message for word in ("mni", "gpu.xit", "params"))
+    """Four different mistakes in one file are four lines of one message."""
+    text = LINE + 'mni = 1\n[line."gpu.xit"]\nmax = 0\nunit = "count"\nsource = "s"\n[params.x]\ny = 1'
+    message = refused(catalogue, write(HEAD + "foo = 1\n" + text))
+    assert "4 mistake(s)" in message
+    assert all(word in message for word in ("foo", "mni", "gpu.xit", "params"))
 
 
 def test_an_unknown_profile_names_the_nearest(catalogue, tmp_path):

@@ -176,7 +176,7 @@ def test_without_a_driver_the_ways_out_are_named():
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        with pytest.raises(Unmeasurable, match=r"no NVIDIA driver .*--hw-sim or --hw-replay"):
+        with pytest.raises(Unmeasurable, match=r"no NVIDIA driver .*--hw-sim and --hw-replay"):
             LiveWorld().nvml()
     else:
         pytest.skip("this machine has an NVIDIA driver")

@@ -27,6 +27,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         decision=words.decision(bundle),
         stamps=words.stamps(bundle),
         counts=_counts(bundle),
+        composition=words.composition(bundle),
         blockers=_by_advice(words.blockers(bundle.verdicts)),
         reasons=words.reasons_beside_lines(bundle),
         remarks=[v for v in bundle.verdicts if v.remark],

@@ -85,15 +85,14 @@ def advice(verdict: Verdict) -> str:
 
 def blockers(verdicts: Iterable[Verdict]) -> list[Blocker]:
     """Return what stands in the way of acceptance, FAIL first, equal reasons together."""
+    return sorted(_grouped(v for v in verdicts if v.blocks), key=lambda b: b.verdict != "FAIL")
+
+
+def _grouped(verdicts: Iterable[Verdict]) -> list[Blocker]:
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for v in verdicts:
-        if v.blocks:
-            groups.setdefault((v.verdict, v.reason), []).append(v)
-    made = [
-        Blocker(tuple(_places(group)), WORDS[kind][0], reason, advice(group[0]))
-        for (kind, reason), group in groups.items()
-    ]
-    return sorted(made, key=lambda b: b.verdict != "FAIL")
+        groups.setdefault((word(v), v.reason), []).append(v)
+    return [Blocker(tuple(_places(group)), kind, reason, advice(group[0])) for (kind, reason), group in groups.items()]
 
 
 def _places(group: Iterable[Verdict]) -> list[str]:
@@ -101,6 +100,19 @@ def _places(group: Iterable[Verdict]) -> list[str]:
     for v in group:
         devices.setdefault(v.line, []).append(v.device)
     return [f"{line} [{', '.join(names)}]" for line, names in devices.items()]
+
+
+def composition(bundle: Bundle) -> str:
+    """Say how many lines the profile has, how many of them bind, and how many limits nobody calibrated."""
+    lines = bundle.profile.lines.values() if bundle.profile else ()
+    required = sum(line.severity == "required" for line in lines)
+    loose = sum(line.uncalibrated for line in lines)
+    return f"{len(lines)} lines: {required} required, {len(lines) - required} advisory, {loose} of them not calibrated"
+
+
+def remarks(verdicts: Iterable[Verdict]) -> list[Blocker]:
+    """Return what acceptance has to mention, equal reasons together."""
+    return _grouped(v for v in verdicts if v.remark)
 
 
 def reasons_beside_lines(bundle: Bundle) -> list[str]:
