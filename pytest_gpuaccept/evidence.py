@@ -45,6 +45,16 @@ _VERDICTS: TypeAdapter[tuple[Verdict, ...]] = TypeAdapter(tuple[Verdict, ...], c
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Origin(BaseModel):
+    """The types of what a replay says of the bundle that it judges."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    mode: str = ""
+    source: str | None = None
+    chain: dict[str, Any] | None = None
+
+
 class Manifest(BaseModel):
     """The types of what is read from manifest.json."""
 
@@ -55,7 +65,7 @@ class Manifest(BaseModel):
     decision: str | None = None
     host: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    origin: dict[str, Any] = {}
+    origin: Origin = Origin()
     chain: dict[str, Any] = {}
     reasons: list[str] = []
     expired_waivers: list[dict[str, str]] = []

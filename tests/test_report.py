@@ -61,12 +61,25 @@ def test_the_page_is_one_static_file(bundle, catalogue):
 @pytest.mark.parametrize(
     "words",
     [
-        "REPLAYED REJECTED", "PUBLISHED", "71 lines: 59 required, 12 advisory, 6 of them not calibrated", "not the sign-off of a measured machine", "What stands in the way",
-        "Findings", "Every line", "Recorded, not judged", "What was not tested", "Digests", "signature",
+        "REPLAYED REJECTED",
+        "PUBLISHED",
+        "71 lines: 59 required, 12 advisory, 6 of them not calibrated",
+        "not the sign-off of a measured machine",
+        "What stands in the way",
+        "Findings",
+        "Every line",
+        "Recorded, not judged",
+        "What was not tested",
+        "Digests",
+        "signature",
         "take note of: <b>REPLAYED REJECTED</b>",
-        "AMD EPYC 7542", "order: &gt;= 150 TFLOPS FP16", "limit not calibrated", "19-22 GB/s", "+2.5 TFLOPS (+1.7%)",
+        "AMD EPYC 7542",
+        "order: &gt;= 150 TFLOPS FP16",
+        "limit not calibrated",
+        "19-22 GB/s",
+        "+2.5 TFLOPS (+1.7%)",
     ],
-)  # fmt: skip
+)
 def test_the_page_says_what_a_sign_off_needs(words, bundle, catalogue):
     """Decision, stamp, identity, blockers, findings, lines with source, gaps, digests, signatures."""
     assert words in render_html(bundle, catalogue)
