@@ -16,6 +16,10 @@ from pytest_gpuaccept.report import words
 from pytest_gpuaccept.verdict import Verdict
 
 
+IDENTITY = ("host.cpu.model", "host.memory.visible", "host.board.model", "gpu.count", "gpu.driver.version")
+"""What tells a reader which machine this is, where it was measured."""
+
+
 def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
     """Return the page; every string from the bundle is escaped."""
     judged = {(v.line, v.device) for v in bundle.verdicts}
@@ -23,6 +27,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
     return _template().render(
         bundle=bundle,
         manifest=bundle.manifest,
+        identity=[(_title(m.metric, catalogue), show(m.value, m.unit)) for m in recorded if m.metric in IDENTITY],
         profile=bundle.profile,
         decision=words.decision(bundle),
         stamps=words.stamps(bundle),
