@@ -15,7 +15,6 @@ from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.report import words
 from pytest_gpuaccept.verdict import Verdict
 
-
 IDENTITY = ("host.cpu.model", "host.memory.visible", "host.board.model", "gpu.count", "gpu.driver.version")
 """What tells a reader which machine this is, where it was measured."""
 
