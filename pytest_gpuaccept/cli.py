@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_gpuaccept import __version__
+from pytest_gpuaccept.bundle import Bundle, read_bundle
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.evidence import Bundle, read_bundle
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES

@@ -13,8 +13,9 @@ from typing import Literal
 
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.bench import Bench, Journal
+from pytest_gpuaccept.bundle import Bundle, read_bundle
 from pytest_gpuaccept.errors import InputError, Unmeasurable
-from pytest_gpuaccept.evidence import Bundle, Record, Writer, read_bundle, write_whole
+from pytest_gpuaccept.evidence import Record, Writer, write_whole
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.profile import Profile, Waiver

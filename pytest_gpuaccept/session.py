@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import pytest
 
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.errors import InputError, did_you_mean
-from pytest_gpuaccept.evidence import read_bundle, row_verdict, verdict_row
+from pytest_gpuaccept.evidence import row_verdict, verdict_row
 from pytest_gpuaccept.faces import FACES, ItemState, LineFailed
 from pytest_gpuaccept.fixtures import RUN, STATE
 from pytest_gpuaccept.loader import SHIPPED, load_profile

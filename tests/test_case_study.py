@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.transcribe import transcribe
 
 GOLDEN = Path(__file__).parent / "golden" / "case-study-2026-04-10.txt"

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.cli import main
-from pytest_gpuaccept.evidence import read_bundle
 from pytest_gpuaccept.loader import SHIPPED
 
 

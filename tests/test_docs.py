@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.bundle import read_bundle
 
 BLOCK = re.compile(r"```(?:python|toml)\n# (\S+)\n(.*?)```", re.DOTALL)
 

@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.evidence import (
-    Writer,
-    outcome_record,
-    read_bundle,
-    record_outcome,
-    row_verdict,
-    to_json,
-    verdict_row,
-)
+from pytest_gpuaccept.evidence import Writer, outcome_record, record_outcome, row_verdict, to_json, verdict_row
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
 from pytest_gpuaccept.verdict import Verdict
 from pytest_gpuaccept.world import SystemClock

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.findings import RULES, View, find
 from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.report.words import findings

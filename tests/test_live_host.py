@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.loader import SHIPPED
 
 MISSING = [tool for tool in ("fio", "stress-ng") if shutil.which(tool) is None]

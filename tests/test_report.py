@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_gpuaccept.evidence import read_bundle
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.measurement import Interval, show
 from pytest_gpuaccept.report import render_html, summary_text
 from pytest_gpuaccept.report.words import blockers, decision, margin_text, word

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pytest_gpuaccept import __version__
-from pytest_gpuaccept.evidence import Bundle
+from pytest_gpuaccept.bundle import Bundle
 from pytest_gpuaccept.measurement import Measurement, show
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.report import words

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pytest_gpuaccept.evidence import Bundle
+from pytest_gpuaccept.bundle import Bundle
 from pytest_gpuaccept.measurement import printable, show
 from pytest_gpuaccept.report.words import (
     WORDS,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_gpuaccept.bench import NO_METHOD, NOT_RECORDED
-from pytest_gpuaccept.evidence import Bundle
+from pytest_gpuaccept.bundle import Bundle
 from pytest_gpuaccept.findings import Finding, View, find
 from pytest_gpuaccept.measurement import show
 from pytest_gpuaccept.verdict import CLAIMED, Verdict
