@@ -464,7 +464,7 @@ def test_the_plugin_can_be_switched_off(pytester):
     assert pytester.runpytest_subprocess("-p", "no:gpuaccept", "--hw=host").ret == 4
 
 
-WAIT = "open('started', 'w').close(); __import__('threading').Event().wait()"
+WAIT = "open('started', 'w').close(); wait = __import__('threading').Event().wait\n    while True: wait(0.01)"
 
 
 def spawn(pytester, **more):
