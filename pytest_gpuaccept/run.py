@@ -20,7 +20,7 @@ from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.profile import Profile, Waiver
 from pytest_gpuaccept.report import render_html
-from pytest_gpuaccept.verdict import Decision, Verdict, decide, judge, undecided, waive
+from pytest_gpuaccept.verdict import Decision, DecisionWord, Verdict, decide, judge, undecided, waive
 from pytest_gpuaccept.world import Clock, Mode, World
 
 STAMPS = {"live": "", "simulated": "SIMULATED", "replayed": "REPLAYED", "published": "REPLAYED"}
@@ -164,7 +164,10 @@ class Run:
             render(writer.folder, self.catalogue)
         except OSError as error:
             flaws.append(f"the report could not be written: {error.strerror}")
-        return replace(decision, word="INCOMPLETE", reasons=(*decision.reasons, *flaws)) if flaws else decision
+        if not flaws:
+            return decision
+        word: DecisionWord = "REJECTED" if decision.word == "REJECTED" else "INCOMPLETE"
+        return replace(decision, word=word, reasons=(*decision.reasons, *flaws))
 
     def _waived(self, verdict: Verdict) -> Verdict:
         if verdict.verdict not in ("FAIL", "ERROR", "MARGINAL"):
