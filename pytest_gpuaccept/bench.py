@@ -176,7 +176,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """A derivation's view of the bench; see probe.Inputs."""
+    """A derivation's view of the bench; see metric.Inputs."""
 
     bench: Bench
     device: str

@@ -68,7 +68,7 @@ def outcome_record(outcome: Outcome) -> Record:
     """Return an outcome as a record; an absent value is of another kind than a measured one."""
     kind = "measurement" if isinstance(outcome, Measurement) else "not_measured"
     body = {f.name: to_json(getattr(outcome, f.name)) for f in fields(outcome)}
-    return {"k": kind, **{k: v for k, v in body.items() if k == "value" or v not in (None, "", {})}}
+    return {"k": kind, **{k: v for k, v in body.items() if k in ("value", "reason") or v not in (None, "", {})}}
 
 
 def record_outcome(record: Mapping[str, Any]) -> Outcome:

@@ -83,7 +83,7 @@ class Run:
         if decided.verdict == "NOT_APPLICABLE":
             return decided
         outcome = self.bench.outcome(name, device)
-        if isinstance(outcome, NotMeasured) and outcome.reason == self.bench.hold:
+        if self.bench.hold and isinstance(outcome, NotMeasured) and outcome.reason == self.bench.hold:
             return undecided("NOT_RUN", line, device, self.bench.hold)
         return self._waived(judge(outcome, line, metric, rate, card))
 
@@ -136,6 +136,8 @@ class Run:
         for key in keys:
             if key not in self.verdicts:
                 self.verdicts[key] = undecided("NOT_RUN", self.profile.lines[key[0]], key[1], missed)
+        for flaw in self.source.bundle.flaws if self.source.bundle else ():
+            self.note("gap", f"the recording is not whole: {flaw}")
         for reason in self._standing_remarks():
             self.note("remark", reason)
         decision = self._decide(keys)
@@ -195,7 +197,7 @@ def start(
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle to judge from; raises InputError when its integrity is broken.
 
-    A run that was cut off may be judged: what is missing in it is "not recorded".
+    A run that was cut off may be judged, and accepts nothing: what is missing in it is "not recorded".
     """
     bundle = read_bundle(folder)
     broken = [flaw for flaw in bundle.flaws if "cut off" not in flaw]

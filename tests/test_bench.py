@@ -4,6 +4,7 @@ import pytest
 
 from pytest_gpuaccept.bench import NO_METHOD, Bench
 from pytest_gpuaccept.errors import InputError, Unmeasurable
+from pytest_gpuaccept.evidence import outcome_record, record_outcome
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe
@@ -97,6 +98,13 @@ def test_what_is_no_believable_outcome_is_an_absent_value(outcome, reason):
     table, journal = bench(Probe("x", "gpu", "gpu", (A,), counted(lambda _: [outcome])[0]))
     assert reason in table.outcome("x.a", "gpu0").reason
     assert not [o for o in journal.outcomes if isinstance(o, Measurement)]
+
+
+def test_an_absence_without_a_reason_is_still_one_and_can_be_recorded():
+    """A probe that says nothing about why leaves an absent value that survives the evidence."""
+    table, _ = bench(Probe("x", "gpu", "gpu", (A,), counted(lambda _: [NotMeasured("x.a", "gpu0", "")])[0]))
+    outcome = table.outcome("x.a", "gpu0")
+    assert record_outcome(outcome_record(outcome)) == outcome
 
 
 def test_two_values_for_one_place_are_none():

@@ -59,6 +59,18 @@ def test_without_its_evidence_nothing_is_accepted(volts, word, clock, tmp_path):
     run.writer._file.close()
 
 
+def test_a_recording_that_is_not_whole_accepts_nothing(clock, tmp_path):
+    """Behind its last checkpoint a recording without an end is covered by no digest: its replay is INCOMPLETE."""
+    writer = Writer(tmp_path / "a", clock, {"mode": "live"}, None)
+    writer.outcome(Measurement("lab.volts", "host", 120, "W"))
+    writer._file.close()
+    run = judged(read_bundle(tmp_path / "a"), clock, tmp_path / "b")
+    assert run.verdicts["lab.volts", "host"].verdict == "PASS"
+    decision = run.finish("")
+    assert decision.word == "INCOMPLETE"
+    assert "cut off" in decision.reasons[0]
+
+
 def test_a_line_that_nobody_judged_is_not_run(clock, tmp_path):
     """Completeness is the profile's lines minus those that were settled."""
     run = start(PROFILE, CATALOGUE, clock, Source("replayed", bundle=recorded(tmp_path / "a", clock, "live")), None)
