@@ -41,21 +41,25 @@ class Bench:
     "not recorded": a replay never falls through to live hardware.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a bench
         self,
         profile: Profile,
         catalogue: Catalogue,
         journal: Journal,
         world: World | None = None,
         recorded: Mapping[tuple[str, str], Outcome] | None = None,
+        *,
+        provenance: Provenance = "measured",
     ) -> None:
         """Start from what was recorded and what was attested.
 
-        `hold`, once set, is the reason why probes that load the machine are not started.
+        `hold`, once set, is the reason why probes that load the machine are not started;
+        `provenance` is that of every value taken in this world.
         """
         self.profile, self.catalogue = profile, catalogue
-        self._journal, self._world = journal, world
+        self._journal, self._world, self._provenance = journal, world, provenance
         self._done: set[tuple[str, str]] = set()
+        self._before: dict[tuple[str, str], object] = {}
         self.hold = ""
         self.table: dict[tuple[str, str], Outcome] = {}
         for outcome in (recorded or {}).values():
@@ -77,6 +81,19 @@ class Bench:
         absent = NotMeasured(metric, device, f"the profile has no {device}")
         return self.table.setdefault((metric, device), absent)
 
+    def begin(self) -> None:
+        """Let every probe that compares with the start of the run read it now."""
+        for probe in self.catalogue.probes.values():
+            if probe.before and not self.unavailable(probe):
+                for device in self.profile.devices.get(probe.kind, ()):
+                    self._before[probe.name, device] = self._read_before(probe, device)
+
+    def _read_before(self, probe: Probe, device: str) -> object:
+        try:
+            return probe.before(self._site(probe, device)) if probe.before and self._world else None
+        except Unmeasurable as error:
+            return error
+
     def run(self, probe: Probe, device: str) -> None:
         """Run a probe on a device unless it ran before."""
         if (probe.name, device) not in self._done:
@@ -94,6 +111,8 @@ class Bench:
                 return str(error)
         if probe.measure is None:
             return f"{NO_METHOD}: {probe.name} is declared, and so far only judged from recorded evidence"
+        if missing := sorted(set(probe.loads) - self._world.loads):
+            return f"{NO_METHOD}: {probe.name} starts {', '.join(missing)}, which only a simulated machine can so far"
         if missing := [tool for tool in probe.tools if not self._world.has(tool)]:
             return f"{', '.join(missing)} not found; install with: apt-get install {' '.join(missing)}"
         return ""
@@ -118,13 +137,18 @@ class Bench:
             self._fill(probe, device, reason)
 
     def _measure(self, probe: Probe, device: str) -> Iterable[Outcome]:
-        if probe.measure is None or self._world is None:
+        if probe.measure is None:
             return
-        params = {**probe.params, **self.profile.params.get(probe.name, {})}
-        site = Site(self._world, self.profile, device, params, self._journal.attach)
         places = {(metric.id, where) for metric, where in self._places(probe, device) if not metric.derive}
-        for outcome in probe.measure(site):
-            yield self._believable(outcome, probe, places, site.provenance)
+        for outcome in probe.measure(self._site(probe, device)):
+            yield self._believable(outcome, probe, places, self._provenance)
+
+    def _site(self, probe: Probe, device: str) -> Site:
+        if self._world is None:
+            raise Unmeasurable(NOT_RECORDED)
+        params = {**probe.params, **self.profile.params.get(probe.name, {})}
+        before = self._before.get((probe.name, device))
+        return Site(self._world, self.profile, device, params, self._journal.attach, self._provenance, before)
 
     def _believable(
         self, outcome: Outcome, probe: Probe, places: set[tuple[str, str]], provenance: Provenance

@@ -25,7 +25,8 @@ PHASES: tuple[str, ...] = get_args(Phase)
 class Site:
     """What a probe is given: where it acts, on what, with which parameters.
 
-    `attach(name, text)` keeps raw tool output in the evidence and returns its digest.
+    `attach(name, text)` keeps raw tool output in the evidence and returns its digest. `before` is
+    what the probe's own `before` read at the start of the run, or the Unmeasurable that it raised.
     """
 
     world: World
@@ -34,22 +35,25 @@ class Site:
     params: Mapping[str, Scalar]
     attach: Callable[[str, str], str]
     provenance: Provenance = "measured"
+    before: object = None
 
-    def measured(  # noqa: PLR0913 - the parts of a measurement, all but one by name
+    def measured(  # noqa: PLR0913 - the parts of a measurement, all but two by name
         self,
         metric: Metric,
         value: Value,
         *,
+        device: str | None = None,
         spread: float | None = None,
         samples: int = 1,
+        ceiling: float | None = None,
         proof: str | None = None,
         conditions: Mapping[str, Scalar] | None = None,
         note: str = "",
     ) -> Measurement:
-        """Return a measurement of `metric` on this site's device, in the metric's own unit."""
+        """Return a measurement of `metric`, on this site's device unless told, in the metric's own unit."""
         return Measurement(
-            metric.id, self.device, value, metric.unit, self.provenance,
-            spread=spread, samples=samples, proof=proof, conditions=conditions or {}, note=note,
+            metric.id, device or self.device, value, metric.unit, self.provenance,
+            spread=spread, samples=samples, ceiling=ceiling, proof=proof, conditions=conditions or {}, note=note,
         )  # fmt: skip
 
 
@@ -67,6 +71,8 @@ class Probe:
         load: it loads or writes to the machine, so the preflight may hold it back.
         tools: commands that it needs.
         driver: it needs the NVIDIA driver.
+        loads: load scripts that it starts.
+        before: reads what `measure` will compare with, once, at the start of the run.
 
     """
 
@@ -79,6 +85,8 @@ class Probe:
     load: bool = False
     tools: tuple[str, ...] = ()
     driver: bool = False
+    loads: tuple[str, ...] = ()
+    before: Callable[[Site], object] | None = None
 
 
 class Catalogue:

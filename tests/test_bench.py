@@ -36,7 +36,8 @@ class Journal:
 class World:
     """A world with no tools."""
 
-    clock = root = None
+    clock = None
+    loads = frozenset()
 
     def has(self, tool):
         """Have nothing."""

@@ -53,8 +53,11 @@ class Stress(LiveWorld):
         """Play stress-ng: write its report where it was asked to and let time pass."""
         self.argv = tuple(argv)
         assert timeout > 30
+        assert self.scratch.is_dir()
         if self.report:
-            self.scratch.joinpath("stress-ng.yaml").write_text(self.report)
+            report = self.root / str(self.scratch / "stress-ng.yaml").lstrip("/")
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(self.report)
         (self.root / "proc/stat").write_text(self.after)
         return Completed(self.argv, self.status, "", self.stderr, 30.0)
 
@@ -111,7 +114,7 @@ def test_what_stress_ng_said_is_evidence(site):
     burn(site)
     name, text = site.world.kept
     assert name == "stress-ng"
-    assert all(part in text for part in ("stress-ng --cpu 2", DONE, site.world.report))
+    assert all(part in text for part in ("stress-ng --cpu 2", DONE, site.world.report.strip()))
 
 
 def test_an_idle_cpu_takes_the_proof_away(site):
@@ -153,7 +156,7 @@ def test_a_run_that_was_not_what_was_asked_for_is_no_measurement(site, played, r
 def test_the_scratch_folder_is_gone_afterwards(site):
     """The report's folder exists during the burn only."""
     burn(site)
-    assert site.world.scratch.name.startswith("gpuaccept-")
+    assert site.world.scratch.name.startswith(".gpuaccept-")
     assert not site.world.scratch.exists()
 
 

@@ -19,7 +19,7 @@ from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import storage
 from pytest_gpuaccept.probes.storage import FioResult, Job, flaws, parse_fio
 from pytest_gpuaccept.profile import DeviceFacts, Profile
-from pytest_gpuaccept.world import Completed, LiveWorld
+from pytest_gpuaccept.world import Completed, Disk, LiveWorld
 
 FUZZ = settings(deadline=None, database=None)
 GIB = 2**30
@@ -185,7 +185,7 @@ class Drive(LiveWorld):
     spoil = ("", {})
     engines = ("io_uring", "libaio")
 
-    def start(self):
+    def plug_in(self):
         """Put the drive under /sys and count the runs of fio by job and engine."""
         self.ran, self.sectors = [], {"read": 1000, "write": 2000}
         self.stat = self.root / "sys/dev/block/259:1/stat"
@@ -241,7 +241,7 @@ def mount(tmp_path, monkeypatch):
 @pytest.fixture
 def site(tmp_path, mount):
     """Return the site of a healthy drive."""
-    world = Drive(tmp_path).start()
+    world = Drive(tmp_path).plug_in()
     params = {**storage.PARAMS, "size_gib": 2, "seconds": 10}
     return Site(world, profile(mount=str(mount), pcie_gen=4, pcie_width=4), "nvme0", params, lambda name, text: name)
 
@@ -304,7 +304,7 @@ def test_without_io_uring_libaio_is_taken_for_all_jobs(site):
 def test_the_scratch_folder_is_gone_whatever_happens(site, mount, end, job):
     """A run that fails or is interrupted, early or late, leaves nothing on the drive."""
     site.world.spoil = (job, end)
-    with suppress(Unmeasurable, KeyboardInterrupt):
+    with suppress(Unmeasurable, KeyboardInterrupt, OSError):
         list(storage.rates(site))
     assert site.world.ran[-1][0] in {job, "rand_write"}
     assert list(mount.iterdir()) == []
@@ -315,7 +315,6 @@ def test_the_scratch_folder_is_gone_whatever_happens(site, mount, end, job):
     [
         ((), ("", {}), "io_uring: fio: io_uring is not for you; libaio: fio: libaio is not for you"),
         (("libaio",), ("layout", {"io_bytes": 4096}), "could not write the test file"),
-        (("libaio",), ("layout", OSError(28, "No space left on device")), "cannot be written: No space left"),
     ],
 )
 def test_without_a_laid_out_file_nothing_is_measured(site, engines, spoil, reason):
@@ -324,6 +323,18 @@ def test_without_a_laid_out_file_nothing_is_measured(site, engines, spoil, reaso
     with pytest.raises(Unmeasurable, match=reason):
         list(storage.rates(site))
     assert {name for name, _ in site.world.ran} == {"layout"}
+
+
+def test_a_mount_that_cannot_be_written_is_named(site, mount, monkeypatch):
+    """A drive mounted read-only is a reason, and no fio is started on it."""
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(Unmeasurable, match=f"{mount} cannot be written: Read-only file system"):
+        list(storage.rates(site))
+    assert site.world.ran == []
 
 
 @pytest.mark.parametrize("device", ["nvme0", "nvme7"])
@@ -351,18 +362,20 @@ def test_a_mount_must_be_a_folder(site, mount, name):
     """What is not a folder itself is not written through."""
     (mount / "link").symlink_to(mount)
     (mount / "file").touch()
-    with pytest.raises(Unmeasurable, match=f"mnt/{name} of nvme0 is not a folder"):
-        storage.block_device(site, mount / name)
+    with pytest.raises(Unmeasurable, match=f"mnt/{name} is not a folder"):
+        list(storage.rates(replace(site, profile=profile(mount=str(mount / name)))))
+    assert site.world.ran == []
+    assert sorted(entry.name for entry in mount.iterdir()) == ["file", "link"]
 
 
-@pytest.mark.parametrize(("major", "minor"), [(0, 1), (259, 2)])
-def test_a_mount_must_be_on_a_block_device(site, mount, monkeypatch, major, minor):
-    """A tmpfs and a device that /sys does not know are no drive."""
+@pytest.mark.parametrize("number", ["0:1", "259:2"])
+def test_a_mount_must_be_on_a_block_device(site, number, monkeypatch):
+    """A tmpfs, though /sys may know it, and a device that /sys does not know are no drive."""
     (site.world.root / "sys/dev/block/0:1").mkdir()
-    monkeypatch.setattr(os, "major", lambda number: major)
-    monkeypatch.setattr(os, "minor", lambda number: minor)
-    with pytest.raises(Unmeasurable, match="not on a block device"):
-        storage.block_device(site, mount)
+    (site.world.root / "sys/dev/block/0:1/stat").touch()
+    monkeypatch.setattr(site.world, "disk", lambda path: Disk(number, GIB))
+    with pytest.raises(Unmeasurable, match="/mnt is not on a block device"):
+        storage.block_device(site, "/mnt")
 
 
 @pytest.mark.parametrize("text", ["", "9 0", "a b c d e f g h", "9 0 -1 7 9 0 -1 7"])
@@ -379,17 +392,18 @@ def test_statistics_that_are_none_move_nothing(site, text):
     [
         (81, {}, r"has 100\.0 GiB free, the test needs 101\.0: lower size_gib"),
         (101, {"keep_free_gib": 0}, r"the test needs 101\.0"),
-        (64, {"seconds": 3600}, "write_budget_gib is 400"),
+        (64, {"seconds": 3600}, f"write_budget_gib is {storage.PARAMS['write_budget_gib']}"),
         (64, {"write_budget_gib": 64}, "write_budget_gib is 64"),
         (64, {"write_budget_gib": 585}, "may write 586 GiB"),
     ],
 )
-def test_a_run_without_room_or_over_its_budget_is_refused(mount, size, params, reason):
+def test_a_run_without_room_or_over_its_budget_is_refused(size, params, reason):
     """Neither the file nor the timed writes may pass what the drive and the profile allow."""
     with pytest.raises(Unmeasurable, match=reason):
-        storage.check_space(mount, size * GIB, {**storage.PARAMS, **params})
+        storage.check_space("/mnt", Disk("259:1", 100 * GIB), size * GIB, {**storage.PARAMS, **params})
 
 
-def test_a_run_within_room_and_budget_is_allowed(mount):
+def test_a_run_within_room_and_budget_is_allowed():
     """Exactly enough is enough."""
-    storage.check_space(mount, 80 * GIB, {**storage.PARAMS, "seconds": 1, "warmup_seconds": 0})
+    params = {**storage.PARAMS, "seconds": 1, "warmup_seconds": 0}
+    storage.check_space("/mnt", Disk("259:1", 100 * GIB), 80 * GIB, params)

@@ -1,10 +1,17 @@
 """The live world: commands come to an end with all that they started, and files say why they cannot be read."""
 
+import contextlib
 import datetime as dt
 import os
 import select
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
@@ -12,7 +19,7 @@ import pytest
 
 from pytest_gpuaccept import world
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.world import Completed, LiveWorld
+from pytest_gpuaccept.world import Completed, Disk, LiveWorld
 
 
 def sh(script, timeout=60):
@@ -194,3 +201,207 @@ def test_the_clock_is_utc_and_never_goes_backwards():
     clock = LiveWorld().clock
     assert clock.now().tzinfo is dt.UTC
     assert clock.monotonic() <= clock.monotonic()
+
+
+def test_sleeping_is_the_systems(monkeypatch):
+    """The live clock lets real time pass, as long as it is told."""
+    slept = []
+    monkeypatch.setattr(world.time, "sleep", slept.append)
+    LiveWorld().clock.sleep(0.25)
+    assert slept == [0.25]
+
+
+def test_no_load_is_started_on_live_hardware_yet():
+    """A load that does not exist is refused by its name, and none is announced."""
+    assert LiveWorld().loads == frozenset()
+    with pytest.raises(Unmeasurable, match="no load 'gemm' for live hardware"):
+        LiveWorld().start("gemm", {"seconds": 1})
+
+
+def test_the_names_in_a_folder_are_sorted(tmp_path):
+    """Files and folders below the root are listed by name alone, in one order on every machine."""
+    for name in ("b", "a", "c"):
+        (tmp_path / "sys/class/nvme" / name).mkdir(parents=True)
+    (tmp_path / "sys/class/nvme/B").touch()
+    assert LiveWorld(tmp_path).names("/sys/class/nvme") == ["B", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(("path", "cause"), [("/none", "No such file"), ("/file", "Not a directory")])
+def test_a_folder_that_cannot_be_listed_is_named_with_its_cause(tmp_path, path, cause):
+    """No folder is not an empty folder."""
+    (tmp_path / "file").touch()
+    with pytest.raises(Unmeasurable, match=f"{tmp_path}{path} cannot be listed: {cause}"):
+        LiveWorld(tmp_path).names(path)
+
+
+# http --------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A server that knows two pages."""
+
+    pages = {"/up": "20\u00b0C", "/odd": b"a\xffb"}
+
+    def do_GET(self):
+        """Answer with a page, or 404."""
+        page = self.pages.get(self.path)
+        self.send_response(404 if page is None else 200)
+        self.end_headers()
+        self.wfile.write(page.encode() if isinstance(page, str) else page or b"no such page")
+
+    def log_message(self, *_):
+        """Keep quiet."""
+
+
+@contextlib.contextmanager
+def serving(server):
+    """Run a server in a thread for the length of a block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def served():
+    """Return the address of a server on loopback."""
+    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield address
+
+
+@pytest.fixture
+def _direct(monkeypatch):
+    """Keep a proxy of the machine out of the test."""
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.mark.usefixtures("_direct")
+@pytest.mark.parametrize(("page", "body"), [("/up", "20\u00b0C"), ("/odd", "a\ufffdb")])
+def test_the_body_of_a_good_answer_is_text(served, page, body):
+    """What a server answers comes back whole; bytes that are no UTF-8 cost nothing around them."""
+    assert LiveWorld().http(served + page, timeout=10) == body
+
+
+@pytest.mark.usefixtures("_direct")
+def test_an_answer_that_is_not_200_is_no_body(served):
+    """A page that says that there is none is a reason, not a text to parse."""
+    with pytest.raises(Unmeasurable, match=r"/none answers 404 Not Found"):
+        LiveWorld().http(f"{served}/none", timeout=10)
+
+
+@pytest.mark.usefixtures("_direct")
+def test_a_server_that_is_not_there_is_named():
+    """A port on which nobody listens is told with its address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/metrics"
+        with pytest.raises(Unmeasurable, match=r"/metrics does not answer: .*refused"):
+            LiveWorld().http(url, timeout=10)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/", "127.0.0.1:9090", ""])
+def test_only_http_is_asked(url):
+    """An address from a profile cannot make the run read files."""
+    with pytest.raises(Unmeasurable, match="is not an http address"):
+        LiveWorld().http(url, timeout=10)
+
+
+@pytest.mark.usefixtures("_direct")
+def test_a_server_that_does_not_speak_http_is_named():
+    """What another service answers is no body and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"220 mail ready\r\n")
+                connection.recv(4096)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        try:
+            with pytest.raises(Unmeasurable, match="does not answer"):
+                LiveWorld().http(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=10)
+        finally:
+            thread.join()
+
+
+# disks and folders -------------------------------------------------------------------------------
+
+
+def test_a_disk_is_the_device_and_the_room_behind_a_folder(tmp_path, monkeypatch):
+    """The number is the file system's own, the room is what we may use."""
+    number = tmp_path.stat().st_dev
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=9, used=2, free=5))
+    assert LiveWorld().disk(str(tmp_path)) == Disk(f"{os.major(number)}:{os.minor(number)}", 5)
+
+
+@pytest.mark.parametrize("name", ["missing", "link", "file"])
+def test_a_disk_is_behind_a_folder_only(tmp_path, name):
+    """A link, a file and nothing are no place to write below."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Unmeasurable, match=f"{name} is not a folder"):
+        LiveWorld().disk(str(tmp_path / name))
+
+
+def test_a_disk_that_fails_is_named_with_the_cause(tmp_path, monkeypatch):
+    """A file system that answers with an error has no free bytes, not zero of them."""
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    with pytest.raises(Unmeasurable, match=f"{tmp_path}: Input/output error"):
+        LiveWorld().disk(str(tmp_path))
+
+
+def test_a_folder_is_ours_alone_and_gone_afterwards(tmp_path):
+    """It lies below its parent, nobody else may look inside, and each is a new one."""
+    before = os.umask(0)
+    try:
+        with LiveWorld().folder(str(tmp_path)) as first, LiveWorld().folder(str(tmp_path)) as second:
+            assert {entry.name for entry in tmp_path.iterdir()} == {Path(first).name, Path(second).name}
+            assert Path(first).stat().st_mode & 0o777 == 0o700
+            assert first != second
+    finally:
+        os.umask(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_short_lived_files_lies_where_such_files_lie(tmp_path, monkeypatch):
+    """Without a parent the folder is made where the system keeps temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with LiveWorld().folder() as folder:
+        assert Path(folder).parent == tmp_path
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), Unmeasurable("no"), ConnectionRefusedError(111, "Connection refused")]
+)
+def test_what_happens_in_a_folder_is_not_said_of_the_folder(tmp_path, error):
+    """An error of the block passes unchanged, also one of the system, and the folder goes with all in it."""
+
+    def fail(folder):
+        (Path(folder) / "deep/er").mkdir(parents=True)
+        (Path(folder) / "deep/er/file").touch()
+        raise error
+
+    with pytest.raises(type(error)) as seen, LiveWorld().folder(str(tmp_path)) as folder:
+        fail(folder)
+    assert seen.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_cause(tmp_path):
+    """A parent that is missing is a reason, and is not made."""
+    with (
+        pytest.raises(Unmeasurable, match=f"{tmp_path}/none cannot be written: No such file"),
+        LiveWorld().folder(str(tmp_path / "none")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

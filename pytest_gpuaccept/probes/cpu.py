@@ -4,10 +4,10 @@ Owns the parsers of stress-ng's output and /proc/stat. stress-ng's exit status p
 itself: it is 0 after an interrupted run and with all workers pinned to one CPU.
 """
 
+import posixpath
 import re
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Outcome
@@ -30,29 +30,69 @@ SETTLE_S = 30
 Ticks = dict[int, tuple[int, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a run of stress-ng on every online CPU showed."""
+
+    cpus: int
+    seconds: int
+    busy: Mapping[int, float]
+    done: Completed
+    report: str
+
+    @property
+    def least_busy(self) -> float:
+        """Return how much of the time the least busy CPU worked, in %."""
+        return min(self.busy.values())
+
+
+def load_all(site: Site, seconds: int) -> Loaded:
+    """Run verified stress-ng on every online CPU; raises Unmeasurable when it cannot run or /proc/stat stands still."""
+    cpus = cpu_list(site.world.read("/sys/devices/system/cpu/online"))
+    with site.world.folder() as folder:
+        file = f"{folder}/stress-ng.yaml"
+        before = cpu_ticks(site.world.read("/proc/stat"))
+        done = site.world.command(_argv(len(cpus), seconds, file), timeout=seconds + SETTLE_S)
+        after = cpu_ticks(site.world.read("/proc/stat"))
+        report = _written(site, file)
+    site.attach("stress-ng", f"{' '.join(done.argv)}\n{done.stdout}{done.stderr}{report}")
+    busy = {cpu: busy_percent(before, after, cpu) for cpu in cpus}
+    return Loaded(len(cpus), seconds, busy, done, report)
+
+
 def burn(site: Site) -> Iterator[Outcome]:
     """Burn every online CPU for `seconds` and yield errors, least busy CPU and load average."""
-    cpus = cpu_list(site.world.read("/sys/devices/system/cpu/online"))
-    seconds = int(site.params["seconds"])
-    with tempfile.TemporaryDirectory(prefix="gpuaccept-") as folder:
-        report = Path(folder) / "stress-ng.yaml"
-        before = cpu_ticks(site.world.read("/proc/stat"))
-        done = site.world.command(_argv(len(cpus), seconds, report), timeout=seconds + SETTLE_S)
-        after = cpu_ticks(site.world.read("/proc/stat"))
-        metrics = report.read_text(errors="replace") if report.exists() else ""
-    site.attach("stress-ng", f"{' '.join(done.argv)}\n{done.stdout}{done.stderr}{metrics}")
-    busy = {cpu: busy_percent(before, after, cpu) for cpu in cpus}
-    failures = count_failures(done, metrics, seconds)
-    least = min(busy.values())
-    conditions = {"cpus": len(cpus), "seconds": seconds, "least_busy_cpu": min(busy, key=lambda cpu: busy[cpu])}
-    yield site.measured(LOAD, least, samples=len(cpus), conditions=conditions)
-    yield site.measured(ERRORS, failures, proof=_proof(least, len(cpus), seconds), conditions=conditions)
+    load = load_all(site, int(site.params["seconds"]))
+    failures = count_failures(load.done, load.report, load.seconds)
+    idlest = min(load.busy, key=lambda cpu: load.busy[cpu])
+    conditions = {"cpus": load.cpus, "seconds": load.seconds, "least_busy_cpu": idlest}
+    yield site.measured(LOAD, load.least_busy, samples=load.cpus, conditions=conditions)
+    proof = _proof(load.least_busy, load.cpus, load.seconds)
+    yield site.measured(ERRORS, failures, proof=proof, conditions=conditions)
     yield site.measured(LOADAVG, load_average(site.world.read("/proc/loadavg")), conditions=conditions)
 
 
-def _argv(workers: int, seconds: int, report: Path) -> list[str]:
+def prove_loaded(load: Loaded) -> None:
+    """Return when every CPU worked throughout and right; raises Unmeasurable with what was amiss."""
+    if failures := count_failures(load.done, load.report, load.seconds):
+        message = f"the CPUs computed wrong {failures} times meanwhile: see cpu.burn.errors"
+        raise Unmeasurable(message)
+    if load.least_busy < LEAST_BUSY:
+        message = f"the CPUs were not loaded: the least busy one worked {load.least_busy:.1f} % of the time"
+        raise Unmeasurable(message)
+
+
+def _written(site: Site, report: str) -> str:
+    """Return the report that stress-ng wrote, '' when it wrote none."""
+    try:
+        return site.world.read(report)
+    except Unmeasurable:
+        return ""
+
+
+def _argv(workers: int, seconds: int, report: str) -> list[str]:
     burn = ["--cpu", str(workers), "--cpu-method", "all", "--verify", "--metrics", "--timeout", f"{seconds}s"]
-    return ["stress-ng", *burn, "--yaml", str(report), "--temp-path", str(report.parent)]
+    return ["stress-ng", *burn, "--yaml", report, "--temp-path", posixpath.dirname(report)]
 
 
 def _proof(least: float, workers: int, seconds: int) -> str | None:

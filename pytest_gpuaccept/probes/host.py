@@ -195,29 +195,54 @@ def inventory(site: Site) -> Iterator[Outcome]:
             yield NotMeasured(metric.id, site.device, str(error))
 
 
-ATTESTED = (
-    Metric("host.psu", "Power supplies", "text", "host", attestable=True),
-    Metric("host.chassis", "Chassis and airflow", "text", "host", attestable=True),
-)
+ATTESTED = {
+    "power supplies": Metric("host.psu", "Power supplies", "text", "host", attestable=True),
+    "chassis": Metric("host.chassis", "Chassis and airflow", "text", "host", attestable=True),
+}
+"""What no sensor shows: what a person has to look at -> metric."""
 
 
 def look_for_yourself(site: Site) -> Iterator[Outcome]:
-    """Yield the absence of what no sensor shows, with the file that takes a person's word for it."""
+    """Yield what was seen, or its absence with the file that takes a person's word for it."""
     attested = {entry.line for entry in site.profile.attested}
-    for metric in (metric for metric in ATTESTED if metric.id not in attested):
-        reason = f"no sensor shows it: look, and attest it in thresholds/{site.profile.name}.attested.toml"
-        yield NotMeasured(metric.id, site.device, reason)
+    for subject, metric in ATTESTED.items():
+        if metric.id in attested:
+            continue
+        try:
+            yield site.measured(metric, site.world.look(subject))
+        except Unmeasurable as error:
+            reason = f"{error}: look, and attest it in thresholds/{site.profile.name}.attested.toml"
+            yield NotMeasured(metric.id, site.device, reason)
 
 
-SOFTWARE = (
-    Metric("software.cuda_toolkit", "CUDA toolkit", "text", "host"),
-    Metric("software.cudnn", "cuDNN", "text", "host"),
-    Metric("software.torch", "PyTorch", "text", "host"),
-    Metric("software.transformers", "transformers", "text", "host"),
-)
+SOFTWARE = {
+    Metric("software.cuda_toolkit", "CUDA toolkit", "text", "host"): "cuda_toolkit",
+    Metric("software.cudnn", "cuDNN", "text", "host"): "cudnn",
+    Metric("software.torch", "PyTorch", "text", "host"): "torch",
+    Metric("software.transformers", "transformers", "text", "host"): "transformers",
+}
+"""Metric -> its key in the record of the load script."""
+VERSIONS_S = 60
+
+
+def software(site: Site) -> Iterator[Outcome]:
+    """Yield the versions that the delivered interpreter finds; what it lacks is an absence."""
+    with site.world.start("versions", {}) as load:
+        records = load.finish(timeout=VERSIONS_S)
+    if len(records) != 1:
+        message = f"the delivered interpreter reported its versions {len(records)} times instead of once"
+        raise Unmeasurable(message)
+    for metric, key in SOFTWARE.items():
+        version = records[0].get(key)
+        if isinstance(version, str) and version:
+            yield site.measured(metric, version)
+        else:
+            reason = f"{metric.title} is not found by the delivered interpreter: install it, or see --hw-python"
+            yield NotMeasured(metric.id, site.device, reason)
+
 
 PROBES = (
     Probe("host.inventory", "inventory", "host", tuple(READINGS), inventory),
-    Probe("host.attested", "inventory", "host", ATTESTED, look_for_yourself),
-    Probe("host.software", "inventory", "host", SOFTWARE),
+    Probe("host.attested", "inventory", "host", tuple(ATTESTED.values()), look_for_yourself),
+    Probe("host.software", "inventory", "host", tuple(SOFTWARE), software, loads=("versions",)),
 )

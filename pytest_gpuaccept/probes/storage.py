@@ -7,12 +7,10 @@ interruption. Writes only inside a folder of its own under the given mount, remo
 
 import json
 import math
-import os
-import shutil
-import uuid
+import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
@@ -20,7 +18,9 @@ from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.profile import Scalar
+from pytest_gpuaccept.world import Completed, Disk
 
+COUNT = Metric("nvme.count", "NVMe drives", "count", "host")
 SEQ, RAND = ("bs",), ("bs", "iodepth", "numjobs")
 READ_SEQ = Metric("nvme.read.seq", "Sequential read", "MB/s", "nvme", rate="drive_link", conditions=SEQ)
 WRITE_SEQ = Metric("nvme.write.seq", "Sequential write, burst", "MB/s", "nvme", rate="drive_link", conditions=SEQ)
@@ -29,7 +29,7 @@ WRITE_RAND = Metric("nvme.write.rand", "Random write, 4 KiB, burst", "IOPS", "nv
 
 PARAMS: dict[str, Scalar] = {
     "size_gib": 64, "seconds": 30, "warmup_seconds": 5, "seq_bs_kib": 1024, "seq_iodepth": 8,
-    "rand_bs_kib": 4, "rand_iodepth": 32, "rand_numjobs": 4, "write_budget_gib": 400, "keep_free_gib": 20,
+    "rand_bs_kib": 4, "rand_iodepth": 32, "rand_numjobs": 4, "write_budget_gib": 600, "keep_free_gib": 20,
 }  # fmt: skip
 
 GIB = 2**30
@@ -61,7 +61,7 @@ class Job:
         """The half of fio's report that holds its result."""
         return "read" if "read" in self.rw else "write"
 
-    def argv(self, file: Path, size: int, engine: str) -> list[str]:
+    def argv(self, file: str, size: int, engine: str) -> list[str]:
         """Return the fio command line for `file` of `size` bytes."""
         time = [f"--runtime={self.seconds}", "--time_based"] if self.seconds else []
         end = ["--end_fsync=1"] if self.side == "write" else []
@@ -69,7 +69,7 @@ class Job:
             "fio", f"--name={self.name}", f"--filename={file}", f"--size={size}", f"--rw={self.rw}",
             f"--bs={self.bs_kib}k", f"--iodepth={self.iodepth}", f"--numjobs={self.numjobs}", f"--ioengine={engine}",
             "--direct=1", "--thread", "--group_reporting", "--randrepeat=0", "--invalidate=1",
-            "--output-format=json", f"--aux-path={file.parent}", *time, *end,
+            "--output-format=json", f"--aux-path={posixpath.dirname(file)}", *time, *end,
         ]  # fmt: skip
 
 
@@ -134,21 +134,14 @@ def rates(site: Site) -> Iterator[Outcome]:
     if device is None or device.mount is None:
         message = f"the profile gives no mount for {site.device}: set device.{site.device}.mount"
         raise Unmeasurable(message)
-    block = block_device(site, Path(device.mount))
+    disk, block = block_device(site, device.mount)
     size = int(site.params["size_gib"]) * GIB
-    check_space(Path(device.mount), size, site.params)
-    folder = Path(device.mount) / f".gpuaccept-{uuid.uuid4().hex[:12]}"
-    try:
-        folder.mkdir()
-        yield from _run_jobs(site, folder / "fio.dat", size, block)
-    except OSError as error:
-        message = f"{device.mount} cannot be written: {error.strerror}"
-        raise Unmeasurable(message) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    check_space(device.mount, disk, size, site.params)
+    with site.world.folder(device.mount) as folder:
+        yield from _run_jobs(site, f"{folder}/fio.dat", size, block)
 
 
-def _run_jobs(site: Site, file: Path, size: int, block: str) -> Iterator[Outcome]:
+def _run_jobs(site: Site, file: str, size: int, block: str) -> Iterator[Outcome]:
     p = {key: int(value) for key, value in site.params.items()}
     seq, rand = (p["seq_bs_kib"], p["seq_iodepth"], 1), (p["rand_bs_kib"], p["rand_iodepth"], p["rand_numjobs"])
     engine = _lay_out(site, Job("layout", "write", *seq, 0), file, size)
@@ -167,7 +160,7 @@ def _run_jobs(site: Site, file: Path, size: int, block: str) -> Iterator[Outcome
             yield NotMeasured(metric.id, site.device, str(error))
 
 
-def _lay_out(site: Site, job: Job, file: Path, size: int) -> str:
+def _lay_out(site: Site, job: Job, file: str, size: int) -> str:
     """Write the whole file once, so that reads find real extents; return the engine that works here."""
     reasons = []
     for engine in ENGINES:
@@ -175,21 +168,20 @@ def _lay_out(site: Site, job: Job, file: Path, size: int) -> str:
         site.attach(f"fio {job.name} {engine}", done.stdout + done.stderr)
         if done.status == 0 and parse_fio(done.stdout, "write").io_bytes >= size:
             return engine
-        reasons.append(f"{engine}: {(done.stderr.strip() or done.stdout.strip())[:160]}")
+        reasons.append(f"{engine}: {_complaint(done)}")
     message = f"fio could not write the test file ({'; '.join(reasons)})"
     raise Unmeasurable(message)
 
 
 def _measure(  # noqa: PLR0913, PLR0917 - what to run, on what, and where it is counted
-    site: Site, metric: Metric, job: Job, file: Path, size: int, engine: str, block: str
+    site: Site, metric: Metric, job: Job, file: str, size: int, engine: str, block: str
 ) -> Measurement:
     before = moved_bytes(site, block, job.side)
     done = site.world.command(job.argv(file, size, engine), timeout=job.seconds + GRACE_S)
     moved = moved_bytes(site, block, job.side) - before
     raw = site.attach(f"fio {job.name}", done.stdout + done.stderr)
     if done.status != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        message = f"fio ended with status {done.status}: {last[:200]}"
+        message = f"fio ended with status {done.status}: {_complaint(done)}"
         raise Unmeasurable(message)
     result = parse_fio(done.stdout, job.side)
     link = site.profile.rate(metric.rate, site.device)
@@ -198,6 +190,12 @@ def _measure(  # noqa: PLR0913, PLR0917 - what to run, on what, and where it is 
         raise Unmeasurable("not evidence: " + "; ".join(wrong))
     value = result.iops if metric.unit == "IOPS" else result.bw_bytes / 1e6
     return site.measured(metric, value, conditions=_conditions(job, result, engine, moved, raw))
+
+
+def _complaint(done: Completed) -> str:
+    """Return what fio says of its failure: on stderr, or before the report on stdout."""
+    text = done.stderr.strip() or done.stdout.partition("{")[0].strip() or "no reason given"
+    return text.splitlines()[-1][:200]
 
 
 def _conditions(job: Job, result: FioResult, engine: str, moved: int, raw: str) -> dict[str, Scalar]:
@@ -209,21 +207,22 @@ def _conditions(job: Job, result: FioResult, engine: str, moved: int, raw: str) 
     }  # fmt: skip
 
 
-def block_device(site: Site, mount: Path) -> str:
-    """Return the /sys folder of the block device behind a folder; refuses what is none."""
+def block_device(site: Site, mount: str) -> tuple[Disk, str]:
+    """Return what is behind a folder, and the /sys folder of its block device; refuses what is none."""
     try:
-        if mount.is_symlink() or not mount.is_dir():
-            message = f"mount {mount} of {site.device} is not a folder"
-            raise Unmeasurable(message)
-        number = mount.stat().st_dev
-    except OSError as error:
-        message = f"mount {mount} of {site.device}: {error.strerror}"
+        disk = site.world.disk(mount)
+    except Unmeasurable as error:
+        message = f"mount of {site.device}: {error}"
         raise Unmeasurable(message) from None
-    folder = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
-    if os.major(number) == 0 or not (site.world.root / folder.lstrip("/")).exists():
+    folder = f"/sys/dev/block/{disk.number}"
+    try:
+        known = bool(site.world.names(folder)) and not disk.number.startswith("0:")
+    except Unmeasurable:
+        known = False
+    if not known:
         message = f"{mount} is not on a block device (tmpfs, overlay or a network): its speed is not the drive's"
         raise Unmeasurable(message)
-    return folder
+    return disk, folder
 
 
 def moved_bytes(site: Site, block: str, side: str) -> int:
@@ -236,9 +235,9 @@ def moved_bytes(site: Site, block: str, side: str) -> int:
     return int(words[column]) * SECTOR
 
 
-def check_space(mount: Path, size: int, params: Mapping[str, Scalar]) -> None:
+def check_space(mount: str, disk: Disk, size: int, params: Mapping[str, Scalar]) -> None:
     """Refuse to run without room for the file, or when the writes would pass the budget."""
-    free, needed = shutil.disk_usage(mount).free, size + float(params["keep_free_gib"]) * GIB
+    free, needed = disk.free, size + float(params["keep_free_gib"]) * GIB
     if free < needed:
         message = f"{mount} has {free / GIB:.1f} GiB free, the test needs {needed / GIB:.1f}: lower size_gib"
         raise Unmeasurable(message)
@@ -249,8 +248,14 @@ def check_space(mount: Path, size: int, params: Mapping[str, Scalar]) -> None:
         raise Unmeasurable(message)
 
 
+def inventory(site: Site) -> Iterator[Outcome]:
+    """Yield the number of NVMe drives; raises Unmeasurable where the kernel has no NVMe driver loaded."""
+    drives = [name for name in site.world.names("/sys/class/nvme") if re.fullmatch(r"nvme[0-9]+", name)]
+    yield site.measured(COUNT, len(drives), conditions={"drives": " ".join(drives)})
+
+
 PROBES = (
-    Probe("nvme.inventory", "inventory", "host", (Metric("nvme.count", "NVMe drives", "count", "host"),)),
+    Probe("nvme.inventory", "inventory", "host", (COUNT,), inventory),
     Probe(
         "nvme.fio", "storage", "nvme", (READ_SEQ, WRITE_SEQ, READ_RAND, WRITE_RAND), rates,
         params=PARAMS, load=True, tools=("fio",),
