@@ -1,7 +1,7 @@
 """The shipped probes, in the order of a run."""
 
 from pytest_gpuaccept.probe import Probe
-from pytest_gpuaccept.probes import cpu, engines, events, gpu, host, storage
+from pytest_gpuaccept.probes import cpu, engines, events, gpu, host, services, storage
 
 SHIPPED: tuple[Probe, ...] = (
     *host.PROBES,
@@ -10,4 +10,5 @@ SHIPPED: tuple[Probe, ...] = (
     *cpu.PROBES,
     *engines.PROBES,
     *events.PROBES,
+    *services.PROBES,
 )

@@ -1,12 +1,18 @@
-"""What the contract says of the GPUs: metrics, and those that follow from others.
+"""What the contract says of the GPUs: inventory, memory health, what follows from other values.
 
-None of these probes has a live method yet: they are judged from recorded evidence.
+Owns the catalogue of the GPU probes; rates.py and burn.py own the loads. Must not judge.
 """
 
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.measurement import Measurement
+from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Inputs, Metric
-from pytest_gpuaccept.probe import Probe
+from pytest_gpuaccept.probe import Probe, Site
+from pytest_gpuaccept.probes import burn, rates
+from pytest_gpuaccept.probes.cards import card, cards
 
 
 def efficiency(inputs: Inputs) -> Measurement:
@@ -39,81 +45,133 @@ def combined_drop(inputs: Inputs) -> Measurement:
     return Measurement("gpu.combined.drop", inputs.device, 100 * (alone - both) / alone, "%", "calculated")
 
 
-INVENTORY = (
-    Metric("gpu.count", "GPUs present", "count", "host"),
-    Metric("gpu.name", "Model", "text", "gpu"),
-    Metric("gpu.pci_device_id", "PCI device id", "text", "gpu"),
-    Metric("gpu.memory", "Memory", "GiB", "gpu"),
-    Metric("gpu.compute_capability", "Compute capability", "text", "gpu"),
-    Metric("gpu.driver.version", "Driver version", "text", "host"),
-    Metric("gpu.driver.flavour", "Kernel module flavour", "text", "host"),
-    Metric("gpu.cuda.driver", "CUDA version of the driver", "text", "host"),
-    Metric("gpu.power.limit", "Power limit set", "W", "gpu"),
-    Metric("gpu.power.limit_uniform", "Power limits differ by", "W", "host", derive=limit_uniform),
-    Metric("gpu.persistence", "Persistence mode", "flag", "gpu"),
-)
-
-LINKS = (
-    Metric("gpu.pcie.gen", "PCIe generation under load", "gen", "gpu"),
-    Metric("gpu.pcie.width", "PCIe width under load", "lanes", "gpu"),
-    Metric("gpu.pcie.idle_gen", "PCIe generation at idle", "gen", "gpu"),
-)
-
-COPY = (
-    Metric("gpu.copy.device", "Device memory copy", "GB/s", "gpu", rate="memory", max_cv=0.05),
-    Metric("gpu.copy.h2d", "Copy host to device, pinned", "GB/s", "gpu", rate="pcie", max_cv=0.05),
-    Metric("gpu.copy.d2h", "Copy device to host, pinned", "GB/s", "gpu", rate="pcie", max_cv=0.05),
-    Metric("gpu.copy.d2h_pageable", "Copy device to host, pageable", "GB/s", "gpu", rate="pcie_any_path"),
-)
-
-GEMM = (
-    Metric("gpu.gemm.fp16", "FP16 matrix product, FP32 accumulate", "TFLOPS", "gpu", rate="fp16", max_cv=0.05),
-    Metric("gpu.gemm.fp32", "FP32 matrix product", "TFLOPS", "gpu", rate="fp32", max_cv=0.05),
-    Metric("gpu.gemm.clock", "Mean SM clock of the FP16 product", "MHz", "gpu"),
-    Metric(
-        "gpu.gemm.efficiency", "FP16 rate against the card's at the measured clock", "ratio", "gpu",
-        rate="efficiency", derive=efficiency,
+COUNT = Metric("gpu.count", "GPUs present", "count", "host")
+DRIVER: dict[Metric, Callable[[Site], Value]] = {
+    Metric("gpu.driver.version", "Driver version", "text", "host"): lambda site: (
+        site.world.nvml().nvmlSystemGetDriverVersion()
     ),
-    Metric("gpu.gemm.reference_peak", "Peak that the seller compares with", "TFLOPS", "gpu"),
+    Metric("gpu.driver.flavour", "Kernel module flavour", "text", "host"): lambda site: flavour(
+        site.world.read("/proc/driver/nvidia/version")
+    ),
+    Metric("gpu.cuda.driver", "CUDA version of the driver", "text", "host"): lambda site: cuda_version(
+        site.world.nvml().nvmlSystemGetCudaDriverVersion()
+    ),
+}
+"""What NVML and the driver say of themselves."""
+IDENTITY: dict[Metric, Callable[[Any, Any], Value]] = {
+    Metric("gpu.name", "Model", "text", "gpu"): lambda nvml, h: nvml.nvmlDeviceGetName(h),
+    Metric("gpu.pci_device_id", "PCI device id", "text", "gpu"): lambda nvml, h: (
+        f"{nvml.nvmlDeviceGetPciInfo(h).pciDeviceId >> 16:04x}"
+    ),
+    Metric("gpu.memory", "Memory", "GiB", "gpu"): lambda nvml, h: nvml.nvmlDeviceGetMemoryInfo(h).total / 2**30,
+    Metric("gpu.compute_capability", "Compute capability", "text", "gpu"): lambda nvml, h: "{}.{}".format(
+        *nvml.nvmlDeviceGetCudaComputeCapability(h)
+    ),
+    Metric("gpu.power.limit", "Power limit set", "W", "gpu"): lambda nvml, h: (
+        nvml.nvmlDeviceGetPowerManagementLimit(h) / 1000
+    ),
+    Metric("gpu.persistence", "Persistence mode", "flag", "gpu"): lambda nvml, h: (
+        nvml.nvmlDeviceGetPersistenceMode(h) == nvml.NVML_FEATURE_ENABLED
+    ),
+}
+"""What NVML says of one card."""
+UNIFORM = Metric("gpu.power.limit_uniform", "Power limits differ by", "W", "host", derive=limit_uniform)
+EFFICIENCY = Metric(
+    "gpu.gemm.efficiency", "FP16 rate against the card's at the measured clock", "ratio", "gpu",
+    rate="efficiency", derive=efficiency,
 )  # fmt: skip
+PEAK = Metric("gpu.gemm.reference_peak", "Peak that the seller compares with", "TFLOPS", "gpu")
+DROP = Metric("gpu.combined.drop", "FP16 rate lost when the CPU burns too", "%", "gpu", derive=combined_drop)
+SYSTEM = Metric("gpu.combined.system_power", "Power of the whole machine in the combined burn", "W", "host")
+ECC = Metric("gpu.ecc.uncorrected", "Uncorrected memory errors", "count", "gpu", needs="ecc", none_seen=True)
 
 
-def _burn(prefix: str, what: str) -> tuple[Metric, ...]:
-    return (
-        Metric(f"{prefix}.tflops", f"FP16 rate in the {what}", "TFLOPS", "gpu", rate="fp16", max_cv=0.05),
-        Metric(f"{prefix}.temperature", f"Peak temperature in the {what}", "C", "gpu"),
-        Metric(f"{prefix}.power_peak", f"Peak power in the {what}", "W", "gpu"),
-        Metric(f"{prefix}.errors", f"Wrong results in the {what}", "count", "gpu", none_seen=True),
-        Metric(f"{prefix}.total", f"FP16 rate of all GPUs in the {what}", "TFLOPS", "host"),
-        Metric(f"{prefix}.power_total", f"Power of all GPUs in the {what}", "W", "host"),
-    )
+def inventory(site: Site) -> Iterator[Outcome]:
+    """Yield what the driver says of itself and of every ordered GPU; one failing reading leaves the others alone.
+
+    A card that does not answer is not counted.
+    """
+    nvml, found = site.world.nvml(), cards(site).values()
+    seen = ", ".join(f"{c.device} {c.bus_id if c.handle else c.uuid}" for c in found)
+    yield site.measured(COUNT, sum(1 for c in found if c.handle), note=seen)
+    for metric, of_driver in DRIVER.items():
+        try:
+            yield site.measured(metric, of_driver(site))
+        except (Unmeasurable, nvml.NVMLError) as error:
+            yield NotMeasured(metric.id, site.device, str(error))
+    for device in site.profile.devices.get("gpu", ()):
+        yield from _identity(site, nvml, device)
 
 
-BURN = (
-    *_burn("gpu.burn", "GPU burn"),
-    Metric("gpu.burn.throttle", "Time slowed by heat or power brake in the GPU burn", "s", "gpu", none_seen=True),
-    Metric("gpu.burn.start_temperature", "Temperature before the GPU burn", "C", "gpu"),
-    Metric("gpu.burn.plateau", "Time until the temperature is flat", "s", "gpu"),
-)
-COMBINED = (
-    *_burn("gpu.combined", "combined burn"),
-    Metric("gpu.combined.drop", "FP16 rate lost when the CPU burns too", "%", "gpu", derive=combined_drop),
-    Metric("gpu.combined.system_power", "Power of the whole machine in the combined burn", "W", "host"),
-)
+def _identity(site: Site, nvml: Any, device: str) -> Iterator[Outcome]:  # noqa: ANN401 - the binding is untyped
+    for metric, of_card in IDENTITY.items():
+        try:
+            own = card(site, device)
+            where = {"bus_id": own.bus_id, "uuid": own.uuid}
+            yield site.measured(metric, of_card(nvml, own.handle), device=device, conditions=where)
+        except (Unmeasurable, nvml.NVMLError) as error:
+            yield NotMeasured(metric.id, device, str(error))
 
-HEALTH = (Metric("gpu.ecc.uncorrected", "Uncorrected memory errors", "count", "gpu", needs="ecc", none_seen=True),)
+
+def flavour(text: str) -> str:
+    """Return `open` or `proprietary` from /proc/driver/nvidia/version; raises Unmeasurable when it says neither."""
+    if re.search(r"^NVRM version: NVIDIA UNIX Open Kernel Module", text, re.MULTILINE):
+        return "open"
+    if re.search(r"^NVRM version: NVIDIA UNIX \S+ Kernel Module", text, re.MULTILINE):
+        return "proprietary"
+    message = f"/proc/driver/nvidia/version says {text[:60]!r}, which names no kernel module"
+    raise Unmeasurable(message)
+
+
+def cuda_version(number: int) -> str:
+    """Return `13.1` for NVML's 13010."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def health(site: Site) -> Iterator[Outcome]:
+    """Yield the uncorrected memory errors since the driver loaded; ECC must be on for them to mean anything."""
+    nvml, own = site.world.nvml(), card(site, site.device)
+    try:
+        on, _ = nvml.nvmlDeviceGetEccMode(own.handle)
+        kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        count = nvml.nvmlDeviceGetTotalEccErrors(own.handle, *kinds)
+    except nvml.NVMLError as error:
+        message = f"ECC of {site.device}: {error}"
+        raise Unmeasurable(message) from None
+    yield site.measured(ECC, int(count), proof="ECC is on and its counters were read" if on else None)
+
+
+RATE_PARAMS = {"seconds": 3, "warmup_seconds": 2, "period_s": 0.2}
+COPY_PARAMS = {"samples": 5, "sample_seconds": 0.3}
+LINK_PARAMS = {"seconds": 8, "period_s": 0.1}
+BURN_PARAMS = {"seconds": 60, "period_s": 0.2, "cool_down_seconds": 120}
+ON_GPU: dict[str, Any] = {"load": True, "driver": True}
 
 PROBES = (
-    Probe("gpu.inventory", "inventory", "host", INVENTORY, driver=True),
-    Probe("gpu.links", "links", "gpu", LINKS, load=True, driver=True),
-    Probe("gpu.gemm", "gpu", "gpu", GEMM, load=True, driver=True),
-    Probe("gpu.copy", "gpu", "gpu", COPY, load=True, driver=True),
+    Probe("gpu.inventory", "inventory", "host", (COUNT, *DRIVER, *IDENTITY, UNIFORM), inventory, driver=True),
     Probe(
-        "gpu_pair.peer", "gpu", "gpu_pair",
-        (Metric("gpu_pair.copy", "Copy GPU to GPU", "GB/s", "gpu_pair", rate="pcie_any_path"),),
-        load=True, driver=True,
+        "gpu.links", "links", "gpu", rates.LINKS, rates.links,
+        params=LINK_PARAMS, loads=("telemetry", "copies"), **ON_GPU,
     ),
-    Probe("gpu.burn", "gpus", "host", BURN, load=True, driver=True),
-    Probe("gpu.combined", "combined", "host", COMBINED, load=True, driver=True),
-    Probe("gpu.health", "final", "gpu", HEALTH, driver=True),
+    Probe(
+        "gpu.gemm", "gpu", "gpu", (rates.FP16, rates.FP32, rates.CLOCK, EFFICIENCY, PEAK), rates.gemm,
+        params=RATE_PARAMS, loads=("telemetry", "gemm"), **ON_GPU,
+    ),
+    Probe(
+        "gpu.copy", "gpu", "gpu", tuple(rates.COPIES.values()), rates.copy,
+        params=COPY_PARAMS, loads=("copies",), **ON_GPU,
+    ),
+    Probe(
+        "gpu_pair.peer", "gpu", "gpu_pair", (rates.PAIR,), rates.peer,
+        params=COPY_PARAMS, loads=("copies",), **ON_GPU,
+    ),
+    Probe(
+        "gpu.burn", "gpus", "host", (*burn.ALONE.all(), burn.THROTTLE, burn.START, burn.PLATEAU), burn.alone,
+        params=BURN_PARAMS, loads=("telemetry", "burn"), **ON_GPU,
+    ),
+    Probe(
+        "gpu.combined", "combined", "host", (*burn.COMBINED.all(), DROP, SYSTEM), burn.combined,
+        params=BURN_PARAMS, loads=("telemetry", "burn"), tools=("stress-ng",), **ON_GPU,
+    ),
+    Probe("gpu.health", "final", "gpu", (ECC,), health, driver=True),
 )  # fmt: skip

@@ -1,0 +1,330 @@
+"""The burns: all GPUs at once, every product checked; alone, and with all CPUs loaded as well.
+
+Owns how the records of the burn and the samples of telemetry become values. Must not judge.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from types import ModuleType
+from typing import NoReturn
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.measurement import NotMeasured, Outcome, Value
+from pytest_gpuaccept.metric import Metric
+from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import cpu
+from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, cards, flaws, window
+from pytest_gpuaccept.profile import Scalar
+from pytest_gpuaccept.world import Record
+
+THERMAL_OR_BRAKE = 0x08 | 0x20 | 0x40 | 0x80
+"""Clock event reasons that count: HW slowdown, SW and HW thermal, power brake; never the power cap (nvml.h)."""
+REHEARSED = ("flip_by_checksum", "flip_by_compare", "nan_by_checksum", "nan_by_compare", "clean_passes")
+"""What a rehearsal of the error detector must find."""
+STEADY_C_PER_MIN = 0.5
+COOL_C_PER_S = 0.05
+GRACE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The metrics of one burn."""
+
+    tflops: Metric
+    temperature: Metric
+    power_peak: Metric
+    errors: Metric
+    total: Metric
+    power_total: Metric
+
+    def all(self) -> tuple[Metric, ...]:
+        """Return them in the order of the report."""
+        return self.tflops, self.temperature, self.power_peak, self.errors, self.total, self.power_total
+
+
+def metrics(prefix: str, what: str) -> Metrics:
+    """Return the metrics of a burn called `prefix`."""
+    return Metrics(
+        Metric(f"{prefix}.tflops", f"FP16 rate in the {what}", "TFLOPS", "gpu", rate="fp16", max_cv=0.05),
+        Metric(f"{prefix}.temperature", f"Peak temperature in the {what}", "C", "gpu"),
+        Metric(f"{prefix}.power_peak", f"Peak power in the {what}", "W", "gpu"),
+        Metric(f"{prefix}.errors", f"Wrong results in the {what}", "count", "gpu", none_seen=True),
+        Metric(f"{prefix}.total", f"FP16 rate of all GPUs in the {what}", "TFLOPS", "host"),
+        Metric(f"{prefix}.power_total", f"Power of all GPUs in the {what}", "W", "host"),
+    )
+
+
+ALONE, COMBINED = metrics("gpu.burn", "GPU burn"), metrics("gpu.combined", "combined burn")
+THROTTLE = Metric("gpu.burn.throttle", "Time slowed by heat or power brake in the GPU burn", "s", "gpu", none_seen=True)
+START = Metric("gpu.burn.start_temperature", "Temperature before the GPU burn", "C", "gpu")
+PLATEAU = Metric("gpu.burn.plateau", "Time until the temperature is flat", "s", "gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Burnt:
+    """One card's burn: its batches, the window of telemetry, what all cards' goldens say of its own."""
+
+    card: Card
+    records: Sequence[Record]
+    batches: Sequence[Record]
+    window: Window
+    outvoted: bool
+
+
+def alone(site: Site) -> Iterator[Outcome]:
+    """Burn all GPUs; yield rate, heat, power, errors and throttle time of each, and the sums."""
+    all_burnt = list(_burn(site, lambda _: None))
+    yield from _totals(site, ALONE, all_burnt)
+    for burnt in all_burnt:
+        if isinstance(burnt, NotMeasured):
+            yield from _absent(burnt, (*ALONE.all()[:4], THROTTLE, START, PLATEAU))
+            continue
+        yield from _values(site, ALONE, burnt)
+        yield _attempt(site, THROTTLE, burnt, _throttle)
+        yield _attempt(site, START, burnt, lambda b: (sensed(b.window)[0], None, ""))
+        yield _attempt(site, PLATEAU, burnt, lambda b: (plateau(b.window), None, ""))
+
+
+def combined(site: Site) -> Iterator[Outcome]:
+    """Burn all GPUs and all CPUs together; without proof that the CPUs were loaded nothing counts."""
+    loads: list[cpu.Loaded] = []
+    all_burnt = list(_burn(site, lambda seconds: loads.append(cpu.load_all(site, seconds))))
+    cpu.prove_loaded(loads[0])
+    yield from _totals(site, COMBINED, all_burnt)
+    for burnt in all_burnt:
+        if isinstance(burnt, NotMeasured):
+            yield from _absent(burnt, COMBINED.all()[:4])
+        else:
+            yield from _values(site, COMBINED, burnt)
+
+
+def _totals(site: Site, of: Metrics, all_burnt: Sequence[Burnt | NotMeasured]) -> Iterator[Outcome]:
+    """Yield rate and power of all cards together; nothing when one card is missing."""
+    try:
+        burnt = [b if isinstance(b, Burnt) else _refuse(b) for b in all_burnt]
+        watts = [b.window.values("power") for b in burnt]
+        yield site.measured(of.total, sum(sustained_tflops(b) for b in burnt))
+        yield site.measured(of.power_total, max(sum(each) for each in zip(*watts, strict=False)))
+    except Unmeasurable as error:
+        yield NotMeasured(of.total.id, site.device, str(error))
+        yield NotMeasured(of.power_total.id, site.device, str(error))
+
+
+def _refuse(absent: NotMeasured) -> NoReturn:
+    message = f"{absent.device}: {absent.reason}"
+    raise Unmeasurable(message)
+
+
+def _absent(reason: NotMeasured, metrics: Sequence[Metric]) -> Iterator[Outcome]:
+    for metric in metrics:
+        yield NotMeasured(metric.id, reason.device, reason.reason)
+
+
+def _burn(site: Site, meanwhile: Callable[[int], None]) -> Iterator[Burnt | NotMeasured]:
+    """Burn every card of the profile at once; yield each one's burn, or why there is none."""
+    seconds, period = int(site.params["seconds"]), float(site.params["period_s"])
+    found = {device: c for device, c in cards(site).items() if c.handle is not None}
+    if not found:
+        message = "the driver shows no GPU that answers"
+        raise Unmeasurable(message)
+    cool_down(site, found, float(site.params["cool_down_seconds"]))
+    records, died = dict[str, list[Record]](), dict[str, str]()
+    watched = {"uuids": [c.uuid for c in found.values()], "period_s": period}
+    with site.world.start("telemetry", watched) as watch:
+        with ExitStack() as stack:
+            loads = {
+                device: stack.enter_context(site.world.start("burn", {"uuid": c.uuid, "seconds": seconds}))
+                for device, c in found.items()
+            }
+            meanwhile(seconds)
+            for device, load in loads.items():
+                try:
+                    records[device] = load.finish(timeout=seconds + GRACE_S)
+                except Unmeasurable as error:
+                    died[device] = str(error)
+        samples = watch.stop()
+    minority = outvoted(records)
+    for device in site.profile.devices.get("gpu", ()):
+        if device in records:
+            yield _burnt(found[device], records[device], samples, period, outvoted=device in minority)
+        else:
+            missing = f"the driver shows no {device}, or it does not answer"
+            yield NotMeasured("", device, died.get(device, missing))
+
+
+def _burnt(
+    card: Card, records: Sequence[Record], samples: Sequence[Record], period: float, *, outvoted: bool
+) -> Burnt | NotMeasured:
+    try:
+        timed = batches(card, records, "batch")
+        began, ended = timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"]
+        return Burnt(card, records, timed, window(card, samples, began, ended, period), outvoted)
+    except Unmeasurable as error:
+        return NotMeasured("", card.device, str(error))
+
+
+def outvoted(records: Mapping[str, Sequence[Record]]) -> set[str]:
+    """Return the devices whose golden results no majority of the cards has, seed by seed."""
+    goldens = {
+        device: {str(r.get("seed")): str(r.get("checksum")) for r in rs if r.get("kind") == "golden"}
+        for device, rs in records.items()
+    }
+    found = set()
+    for seed in {seed for sums in goldens.values() for seed in sums}:
+        sums = {device: of[seed] for device, of in goldens.items() if seed in of}
+        (usual, votes), *_ = Counter(sums.values()).most_common(1)
+        found |= {device for device, value in sums.items() if votes <= len(sums) / 2 or value != usual}
+    return found
+
+
+Reading = tuple[Value, str | None, str]
+"""Value, proof, note."""
+
+
+def _values(site: Site, of: Metrics, burnt: Burnt) -> Iterator[Outcome]:
+    yield _attempt(site, of.tflops, burnt, lambda b: (sustained_tflops(b), None, ""))
+    yield _attempt(site, of.temperature, burnt, _temperature)
+    yield _attempt(site, of.power_peak, burnt, lambda b: (max(b.window.values("power")), None, ""))
+    yield _attempt(site, of.errors, burnt, _errors)
+
+
+def _attempt(site: Site, metric: Metric, burnt: Burnt, read: Callable[[Burnt], Reading]) -> Outcome:
+    try:
+        value, proof, note = read(burnt)
+    except Unmeasurable as error:
+        return NotMeasured(metric.id, burnt.card.device, str(error))
+    samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
+    seconds = round(burnt.window.ended - burnt.window.began, 1)
+    conditions = dict[str, Scalar](seconds=seconds, bus_id=burnt.card.bus_id, uuid=burnt.card.uuid)
+    return site.measured(
+        metric, value, device=burnt.card.device, samples=samples, proof=proof, note=note, conditions=conditions
+    )
+
+
+def sustained_tflops(burnt: Burnt) -> float:
+    """Return the mean rate of the last half; a mean, so that one good second does not carry it.
+
+    The time is the wall's where that is longer: a card that stands still between its batches is slow.
+    """
+    burnt.window.prove_loaded()
+    half = burnt.batches[len(burnt.batches) // 2 :]
+    wall = half[-1]["t"] + half[-1]["seconds"] - half[0]["t"]
+    return float(sum(b["tflop"] for b in half) / max(wall, sum(b["seconds"] for b in half)))
+
+
+def _temperature(burnt: Burnt) -> Reading:
+    """Return the peak; a sensor that says 0 is none, and a rising end is said."""
+    seen = sensed(burnt.window)
+    burnt.window.prove_loaded()
+    rise = slope_per_min(burnt.window)
+    rising = f"still rising by {rise:.1f} C/min at the end" if rise > STEADY_C_PER_MIN else ""
+    return max(seen), None, rising
+
+
+def sensed(window: Window) -> list[float]:
+    """Return the temperatures in C; raises Unmeasurable when the sensor is absent or says 0."""
+    seen = window.values("temperature")
+    if min(seen) <= 0:
+        message = f"the sensor of {window.device} says {min(seen):g} C: it measures nothing"
+        raise Unmeasurable(message)
+    return seen
+
+
+def slope_per_min(window: Window, seconds: float = 20.0) -> float:
+    """Return the temperature's slope over the last `seconds` in C per minute: mean of one half against the other's."""
+    read = [s for s in window.samples if "temperature" in s]
+    late = [(s["t"], amount(s, "temperature")) for s in read if s["t"] >= window.ended - seconds]
+    if len(late) < 4:  # noqa: PLR2004 - two in each half
+        return 0.0
+    first, second = late[: len(late) // 2], late[len(late) // 2 :]
+    rise = fmean(t for _, t in second) - fmean(t for _, t in first)
+    apart = fmean(t for t, _ in second) - fmean(t for t, _ in first)
+    return 60.0 * rise / apart if apart > 0 else 0.0
+
+
+def _errors(burnt: Burnt) -> Reading:
+    """Return the wrong products; a golden that float64 or the other cards refute makes all of them wrong."""
+    wrong = sum(_wrong(batch) for batch in burnt.batches)
+    checked = int(sum(amount(batch, "checked") for batch in burnt.batches))
+    if flaw := next(filter(None, flaws(burnt.records)), ""):
+        return max(checked, 1), None, f"the product itself is wrong: {flaw}"
+    if burnt.outvoted:
+        note = f"no majority of the cards computes what {burnt.card.device} does from the same numbers"
+        return max(checked, 1), None, note
+    if wrong:
+        hot = max((amount(s, "temperature") for s in burnt.window.samples if "temperature" in s), default=math.nan)
+        return wrong, None, f"{wrong} batches of {len(burnt.batches)} held a wrong product; up to {hot:.0f} C"
+    return 0, _proof(burnt, checked), ""
+
+
+def _wrong(batch: Record) -> int:
+    """Return the wrong results of a batch; flips that cancel out in the checksum show in the comparison."""
+    differing = amount(batch, "elements") if "elements" in batch else 0.0
+    return math.ceil(amount(batch, "wrong")) or int(differing > 0)
+
+
+def _proof(burnt: Burnt, checked: int) -> str:
+    """Return what shows that a wrong product would have been seen; raises Unmeasurable when nothing does."""
+    rehearsals = [r for r in burnt.records if r.get("kind") == "rehearsal"]
+    missed = [name for name in REHEARSED if any(r.get(name) is not True for r in rehearsals)]
+    if missed or not 0 < len(flaws(burnt.records)) <= len(rehearsals):
+        what = ", ".join(missed) or "no rehearsal of every golden result"
+        message = f"the error detector did not find its rehearsed errors: {what}"
+        raise Unmeasurable(message)
+    ended = any(r.get("kind") == "end" for r in burnt.records)
+    if not ended or not checked:
+        message = "the burn did not reach its end" if checked else "no product was checked"
+        raise Unmeasurable(message)
+    busy = burnt.window.prove_loaded()
+    rehearsed = "a flipped bit and a NaN were found in rehearsal; golden agrees with float64"
+    return f"{checked} products checked; {rehearsed}; {busy}"
+
+
+def _throttle(burnt: Burnt) -> Reading:
+    """Return the seconds lost to heat or brake: by NVML's time counters, else by the sampled mask."""
+    seen, busy = burnt.window, burnt.window.prove_loaded()
+    try:
+        spent = seen.values("throttle_ns")
+    except Unmeasurable:
+        reasons = seen.values("reasons")
+        hit = sum(1 for mask in reasons if int(mask) & THERMAL_OR_BRAKE)
+        return (
+            round(hit * seen.period_s, 3),
+            f"reasons sampled {len(reasons)} times; {busy}",
+            "no time counters: sampled",
+        )
+    if any(later < sooner for sooner, later in pairwise(spent)):
+        message = f"the throttle time of {burnt.card.device} went backwards: the driver was reset"
+        raise Unmeasurable(message)
+    return round((spent[-1] - spent[0]) / 1e9, 3), f"time counters read {len(spent)} times; {busy}", ""
+
+
+def plateau(window: Window) -> float:
+    """Return the seconds after which the temperature stays within 1 C of its last value."""
+    seen = sensed(window)
+    last = max((i for i, value in enumerate(seen) if abs(value - seen[-1]) > 1.0), default=-1)
+    return (last + 1) * window.period_s
+
+
+def cool_down(site: Site, found: Mapping[str, Card], longest_s: float) -> None:
+    """Wait until no card cools by more than 0.05 C/s, at most `longest_s` s: a burn starts from rest."""
+    nvml, end = site.world.nvml(), site.world.clock.monotonic() + longest_s
+    before = float("inf")
+    while site.world.clock.monotonic() < end:
+        now = _hottest(nvml, found)
+        if now is None or before - now <= COOL_C_PER_S * 10.0:
+            return
+        before = now
+        site.world.clock.sleep(10.0)
+
+
+def _hottest(nvml: ModuleType, found: Mapping[str, Card]) -> float | None:
+    try:
+        return max(float(nvml.nvmlDeviceGetTemperature(c.handle, nvml.NVML_TEMPERATURE_GPU)) for c in found.values())
+    except (nvml.NVMLError, ValueError):
+        return None

@@ -1,0 +1,137 @@
+"""The GPUs as NVML lists them: which handle is `gpu2`, and what telemetry says of a window of load.
+
+Owns the mapping of device ids to cards (order of the PCI bus, never CUDA's), and the proof that a
+load reached its card. Must not judge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.world import Record
+
+LEAST_BUSY = 50.0
+"""% of utilisation that a loaded card shows at least; matrix products and copies show 90 and more."""
+LEAST_SHARE = 0.9
+"""Share of the samples of a window that must be there, and loaded."""
+
+LEAST_S = 1e-6
+"""Seconds that anything timed takes at least."""
+MOST = 1e18
+"""Larger than any amount that a load or a sensor states."""
+FIRST = " "
+"""Sorts before every bus id."""
+AMOUNTS = {"batch": ("t", "tflop"), "copy": ("t", "moved", "wrong")}
+"""What a timed record states besides its seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU as NVML shows it."""
+
+    device: str
+    uuid: str
+    bus_id: str
+    handle: Any
+
+
+def cards(site: Site) -> dict[str, Card]:
+    """Return the cards by device id, in the order of their PCI bus ids; raises Unmeasurable without a driver.
+
+    A card that has fallen off the bus keeps its place, so that it is not mistaken for a missing one.
+    """
+    nvml = site.world.nvml()
+    found: list[tuple[str, str, Any]] = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found.append((nvml.nvmlDeviceGetPciInfo(handle).busId, nvml.nvmlDeviceGetUUID(handle), handle))
+        except nvml.NVMLError as error:
+            behind = found[-1][0] if found else FIRST
+            found.append((f"{behind}?", str(error), None))
+    found.sort(key=lambda entry: entry[0])
+    return {f"gpu{i}": Card(f"gpu{i}", uuid, bus, handle) for i, (bus, uuid, handle) in enumerate(found)}
+
+
+def card(site: Site, device: str) -> Card:
+    """Return the card of a device id; raises Unmeasurable when it is missing or lost, saying which."""
+    found = cards(site)
+    if device not in found:
+        message = f"the driver shows {len(found)} GPUs, there is no {device}: is it seated, powered and seen by lspci?"
+        raise Unmeasurable(message)
+    if found[device].handle is None:
+        message = f"{device} does not answer ({found[device].uuid}): look for Xid 79 in the kernel log"
+        raise Unmeasurable(message)
+    return found[device]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The telemetry of one card between two times of a load."""
+
+    device: str
+    samples: Sequence[Record]
+    began: float
+    ended: float
+    period_s: float
+
+    def values(self, name: str) -> list[float]:
+        """Return a reading's values; raises Unmeasurable when too many are missing, with NVML's reason."""
+        got = [amount(sample, name) for sample in self.samples if name in sample]
+        expected = max(1.0, (self.ended - self.began) / self.period_s - 1)
+        if len(got) < LEAST_SHARE * expected:
+            reasons = [sample.get("failed") for sample in self.samples]
+            failed = [reason[name] for reason in reasons if isinstance(reason, dict) and name in reason]
+            why = failed[-1] if failed else f"{len(got)} samples where {expected:.0f} were due"
+            message = f"no {name} of {self.device} in the window: {why}"
+            raise Unmeasurable(message)
+        return got
+
+    def prove_loaded(self) -> str:
+        """Return the proof that the card was busy; raises Unmeasurable when it was not."""
+        busy = self.values("utilisation")
+        share = sum(1 for value in busy if value >= LEAST_BUSY) / len(busy)
+        if share < LEAST_SHARE:
+            message = f"the load did not reach {self.device}: busy in {share:.0%} of {len(busy)} samples"
+            raise Unmeasurable(message)
+        return f"{self.device} busy in {share:.0%} of {len(busy)} samples"
+
+
+def window(card: Card, samples: Sequence[Record], began: float, ended: float, period_s: float) -> Window:
+    """Return the samples of a card between two times, both in s of the world's clock."""
+    inside = [s for s in samples if s.get("uuid") == card.uuid and began <= amount(s, "t") <= ended]
+    return Window(card.device, inside, began, ended, period_s)
+
+
+def batches(card: Card, records: Sequence[Record], kind: str) -> list[Record]:
+    """Return a load's timed records; raises Unmeasurable when it ran on another card or timed nothing."""
+    ran_on = [str(record.get("uuid")) for record in records if record.get("kind") == "device"]
+    if ran_on != [card.uuid]:
+        where = ", ".join(ran_on) or "nothing"
+        message = f"the load of {card.device} ({card.uuid}) ran on {where}: CUDA's order is not NVML's"
+        raise Unmeasurable(message)
+    timed = [record for record in records if record.get("kind") == kind]
+    if not timed or any(amount(record, "seconds") < LEAST_S for record in timed):
+        message = f"the load of {card.device} timed {len(timed)} batches, and not all took time"
+        raise Unmeasurable(message)
+    for record in timed:
+        for key in AMOUNTS[kind]:
+            amount(record, key)
+    return timed
+
+
+def amount(record: Record, key: str) -> float:
+    """Return a number of a record; raises Unmeasurable where it is absent, negative or not finite."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+        message = f"a record of kind {record.get('kind')!r} says {key} = {value!r}, which is no amount"
+        raise Unmeasurable(message)
+    return float(value)
+
+
+def flaws(records: Sequence[Record]) -> list[str]:
+    """Return what a load says of each golden result, '' where float64 and a second place confirm it."""
+    said = [record.get("flaw") for record in records if record.get("kind") == "golden"]
+    return [text if isinstance(text, str) else "nothing says that it is right" for text in said]

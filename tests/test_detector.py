@@ -1,0 +1,394 @@
+"""The error detection of the loads: what each of its parts finds, and that a right product passes all of them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_gpuaccept.children import detector
+from pytest_gpuaccept.children.compute import Batch, burn, gemm
+from pytest_gpuaccept.children.copies import Copy, copies
+from pytest_gpuaccept.probes.burn import REHEARSED, outvoted
+
+FAST = settings(deadline=None, database=None, max_examples=150)
+ROWS, INNER = 24, 128
+SEEDS = st.integers(0, 2**32 - 1)
+PLACES = st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1))
+
+
+def inputs(seed):
+    """Return two FP16 matrices of standard normals."""
+    noise = np.random.default_rng(seed)
+    a, b = noise.standard_normal((ROWS, INNER)), noise.standard_normal((INNER, ROWS))
+    return a.astype(np.float16), b.astype(np.float16)
+
+
+def right(a, b):
+    """Return a @ b in FP16, accumulated in FP32 in the order of the elements."""
+    wide = a.astype(np.float32)[:, :, None] * b.astype(np.float32)[None, :, :]
+    return np.add.accumulate(wide, axis=1)[:, -1, :].astype(np.float16)
+
+
+def accumulated_in_fp16(a, b):
+    """Return a @ b with every partial sum rounded to FP16."""
+    total = np.zeros((a.shape[0], b.shape[1]), np.float16)
+    for k in range(a.shape[1]):
+        total = (total + a[:, k : k + 1] * b[k : k + 1]).astype(np.float16)
+    return total
+
+
+def one_place_up(a, b):
+    """Return a @ b with every element one unit in the last place further from zero."""
+    return (right(a, b).view(np.int16) + np.int16(1)).view(np.float16)
+
+
+def flipped(result, row, column, bit):
+    """Return a copy with one bit turned over."""
+    wrong = result.copy()
+    wrong.view(np.uint16)[row, column] ^= np.uint16(1 << bit)
+    return wrong
+
+
+def at_one_place(row, column, bit=3):
+    """Return a product that turns one bit over wherever it computes this element of its output."""
+    return lambda a, b: flipped(right(a, b), row, column, bit)
+
+
+def cancelling(result):
+    """Return a copy in which one element's bits went up by one and another's down by one."""
+    wrong = result.copy()
+    bits = wrong.view(np.int16)
+    bits[0, 0] += 1
+    bits[1, 1] -= 1
+    return wrong
+
+
+GOLDEN = right(*inputs(0))
+
+
+# checksum and comparison ----------------------------------------------------------------------------
+
+
+@FAST
+@given(seed=SEEDS, place=PLACES, bit=st.integers(0, 15))
+def test_any_single_flipped_bit_is_found_by_checksum_and_by_comparison(seed, place, bit):
+    """Whichever bit of whichever element: the checksum changes, and exactly one element differs."""
+    golden = np.random.default_rng(seed).standard_normal((ROWS, ROWS)).astype(np.float16)
+    wrong = flipped(golden, *place, bit)
+    assert detector.checksum(np, wrong) != detector.checksum(np, golden)
+    assert detector.differing(np, wrong, golden) == 1
+
+
+def test_every_place_and_every_bit_of_one_product_is_watched():
+    """No corner of the matrix is left out."""
+    small = np.ascontiguousarray(GOLDEN[:6, :6])
+    expected = detector.checksum(np, small)
+    for row, column, bit in itertools.product(range(6), range(6), range(16)):
+        assert detector.checksum(np, flipped(small, row, column, bit)) != expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0], ids=str)
+def test_a_value_that_is_no_number_is_found(value):
+    """NaN and infinity are bit patterns like any other, and so is an element that stayed zero."""
+    wrong = GOLDEN.copy()
+    wrong[5, 7] = value
+    assert detector.checksum(np, wrong) != detector.checksum(np, GOLDEN)
+    assert detector.differing(np, wrong, GOLDEN) == 1
+
+
+def test_the_sign_of_a_zero_is_a_difference():
+    """Minus zero equals zero as a number, not as a result."""
+    zero = np.zeros((4, 4), np.float16)
+    minus = zero.copy()
+    minus[2, 2] = -0.0
+    assert detector.differing(np, minus, zero) == 1
+    assert detector.checksum(np, minus) != detector.checksum(np, zero)
+
+
+def test_a_nan_equals_itself():
+    """A golden with a NaN compares equal to itself bit by bit; float64 is what refuses it."""
+    odd = GOLDEN.copy()
+    odd[1, 1] = np.nan
+    assert detector.differing(np, odd.copy(), odd) == 0
+
+
+def test_a_stripe_is_found():
+    """A pattern over a row differs in as many elements as it covers."""
+    wrong = GOLDEN.copy()
+    wrong.view(np.uint16)[4, ::4] |= np.uint16(0x4000)
+    wrong.view(np.uint16)[4, ::4] ^= np.uint16(0x0001)
+    assert detector.differing(np, wrong, GOLDEN) == ROWS // 4
+    assert detector.checksum(np, wrong) != detector.checksum(np, GOLDEN)
+
+
+def test_flips_that_cancel_out_escape_the_checksum_and_not_the_comparison():
+    """One up and one down leave the sum as it was; that is why products are compared too."""
+    assert detector.checksum(np, cancelling(GOLDEN)) == detector.checksum(np, GOLDEN)
+    assert detector.differing(np, cancelling(GOLDEN), GOLDEN) == 2
+
+
+def test_a_large_matrix_does_not_overflow_the_checksum():
+    """The sum is taken in 64 bits: a million elements of the largest pattern are just that."""
+    full = np.full((1024, 1024), 0x7FFF, np.int16).view(np.float16)
+    assert detector.checksum(np, full) == 1024 * 1024 * 0x7FFF
+
+
+# float64 --------------------------------------------------------------------------------------------
+
+
+@FAST
+@given(seed=SEEDS)
+def test_a_right_product_agrees_with_float64(seed):
+    """Rounding to FP16 and FP32 accumulation stay within the bound, whatever the numbers."""
+    a, b = inputs(seed)
+    assert detector.golden_flaw(np, a, b, right(a, b)) == ""
+    assert detector.golden_flaw(np, a, b, right(a, b), step=1) == ""
+
+
+@FAST
+@given(seed=SEEDS)
+def test_fp16_accumulation_does_not_agree_with_float64(seed):
+    """Partial sums in FP16 lose what the bound forbids, whatever the numbers."""
+    a, b = inputs(seed)
+    assert "differ from float64" in detector.golden_flaw(np, a, b, accumulated_in_fp16(a, b))
+
+
+@FAST
+@given(place=PLACES)
+def test_a_nan_anywhere_is_refused(place):
+    """The check for NaN and infinity looks at every element, not only at the sampled ones."""
+    for value in (np.nan, np.inf):
+        wrong = GOLDEN.copy()
+        wrong[place] = value
+        assert detector.golden_flaw(np, *inputs(0), wrong)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (7, 14), (21, 21)])
+def test_a_sampled_element_that_is_wrong_is_refused(place):
+    """One bit in the middle of the mantissa of one sampled element is enough."""
+    flaw = detector.golden_flaw(np, *inputs(0), flipped(GOLDEN, *place, 4))
+    assert flaw == "1 of 16 sampled elements differ from float64"
+
+
+def test_an_element_between_the_samples_escapes_float64():
+    """That is the gap which the second place on the chip closes."""
+    assert detector.golden_flaw(np, *inputs(0), flipped(GOLDEN, 3, 5, 14)) == ""
+
+
+# another place --------------------------------------------------------------------------------------
+
+
+@FAST
+@given(place=PLACES, bit=st.integers(0, 15))
+def test_a_fault_that_sits_in_one_place_shows_in_another(place, bit):
+    """Wherever it sits, computing the same elements elsewhere gives another result in two places."""
+    product = at_one_place(*place, bit)
+    a, b = inputs(0)
+    flaw = detector.moved_flaw(np, product, a, b, product(a, b))
+    assert flaw == "2 elements come out otherwise when computed in another place"
+
+
+@FAST
+@given(seed=SEEDS)
+def test_a_clean_product_is_the_same_in_every_place(seed):
+    """Bit by bit, whatever the numbers."""
+    a, b = inputs(seed)
+    assert detector.moved_flaw(np, right, a, b, right(a, b)) == ""
+
+
+# four detectors, four faults ------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that the chip moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        """Return the seconds passed."""
+        return self.now
+
+
+class Chip:
+    """A GPU whose products, and whose batches after the golden, can be spoilt."""
+
+    uuid = "GPU-0"
+    xp = np
+
+    def __init__(self, product=right, spoil=None, *, blind=False, took=0.1):
+        self.clock, self.product, self.batches = Clock(), product, 0
+        self._spoil, self._blind, self._took = spoil or (lambda _, result: result), blind, took
+
+    def inputs(self, seed):
+        """Return the numbers of a seed."""
+        return inputs(seed)
+
+    def batch(self, kind, a, b):
+        """Return two products, standing for ten, of which the second may be spoilt."""
+        self.batches += 1
+        self.clock.now += self._took
+        result = self.product(a, b)
+        return Batch([(result, 7), (self._spoil(self.batches, result), 3)], self._took, 1.1 if kind == "fp16" else 0.5)
+
+    def blind(self):
+        """Say whether rehearsed errors are not seen."""
+        return self._blind
+
+
+def burnt(chip, seconds=3.0, **how):
+    """Return the records of a burn by kind."""
+    records = list(burn(chip, chip.clock, seconds=seconds, **how))
+    return {
+        kind: [r for r in records if r["kind"] == kind] for kind in ("golden", "rehearsal", "batch", "device", "end")
+    }
+
+
+def noticed(chip, **how):
+    """Return which of checksum, comparison, float64 and second place notice something in a burn."""
+    seen = burnt(chip, **how)
+    flaws = " ".join(record["flaw"] for record in seen["golden"])
+    found = {
+        "checksum": any(batch["wrong"] for batch in seen["batch"]),
+        "comparison": any(batch.get("elements") for batch in seen["batch"]),
+        "float64": "float64" in flaws or "NaN" in flaws,
+        "another place": "another place" in flaws,
+    }
+    return {name for name, yes in found.items() if yes}
+
+
+def test_a_clean_burn_is_noticed_by_none():
+    """A right chip gives no detector anything, and its golden results are those of other right chips."""
+    assert noticed(Chip()) == set()
+
+
+def test_only_the_checksum_sees_a_flip_between_two_comparisons():
+    """One wrong product in three seconds, while a comparison is not due: every product is summed."""
+    seen = burnt(Chip(spoil=lambda i, r: flipped(r, 2, 2, 0) if i == 5 else r), compare_s=100.0)
+    assert [batch["wrong"] for batch in seen["batch"]][:6] == [0, 0, 0, 0, 1, 0]
+    assert [batch.get("elements") for batch in seen["batch"]][:6] == [None, None, None, None, 1, None]
+
+
+def test_only_the_comparison_sees_flips_that_cancel_out():
+    """Sums agree, bits do not."""
+    assert noticed(Chip(spoil=lambda _, r: cancelling(r))) == {"comparison"}
+
+
+def test_only_float64_sees_a_product_that_is_wrong_everywhere_in_the_same_way():
+    """FP16 accumulation repeats itself bit by bit, in every place and on every card."""
+    assert noticed(Chip(accumulated_in_fp16)) == {"float64"}
+
+
+def test_only_another_place_sees_a_fault_between_the_samples():
+    """A stuck element that float64 does not sample is there in the golden already, so products agree with it."""
+    assert noticed(Chip(at_one_place(3, 5, 14))) == {"another place"}
+
+
+def test_only_the_other_cards_see_results_within_rounding():
+    """One unit in the last place everywhere passes all that a card can do alone; its neighbours compute otherwise."""
+    assert noticed(Chip(one_place_up)) == set()
+    chips = {"gpu0": Chip(), "gpu1": Chip(), "gpu2": Chip(one_place_up)}
+    assert outvoted({device: burnt(chip)["golden"] for device, chip in chips.items()}) == {"gpu2"}
+
+
+# the loops ------------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_finds_what_it_plants():
+    """A flip and a NaN are found by both detectors, and a clean product passes; the probe asks for these by name."""
+    assert detector.rehearse(np, GOLDEN) == dict.fromkeys(REHEARSED, True)
+
+
+def test_a_rehearsal_leaves_the_golden_as_it_was():
+    """What is planted is planted in copies."""
+    before = GOLDEN.copy()
+    detector.rehearse(np, GOLDEN)
+    assert detector.differing(np, GOLDEN, before) == 0
+
+
+def test_a_blind_device_finds_nothing_in_rehearsal():
+    """A chip that compares something else than what is on it says so for every planted error."""
+    (rehearsal,) = burnt(Chip(blind=True))["rehearsal"]
+    assert {rehearsal[name] for name in REHEARSED} == {False}
+
+
+def test_a_burn_says_what_it_did():
+    """Device, golden, rehearsal, batches with every product counted, and its end."""
+    seen = burnt(Chip(), seconds=1.0)
+    assert seen["device"] == [{"kind": "device", "uuid": "GPU-0"}]
+    assert seen["golden"] == [{"kind": "golden", "seed": 0, "checksum": detector.checksum(np, GOLDEN), "flaw": ""}]
+    assert len(seen["batch"]) in (10, 11)
+    assert {(b["seconds"], b["tflop"], b["checked"], b["wrong"]) for b in seen["batch"]} == {(0.1, 1.1, 10, 0)}
+    assert [b["t"] for b in seen["batch"]] == pytest.approx([i / 10 for i in range(len(seen["batch"]))])
+    assert seen["end"] == [{"kind": "end"}]
+
+
+def test_a_burn_takes_new_numbers_now_and_then():
+    """After reseed_s come other inputs with their own golden and rehearsal, and no longer than asked in all."""
+    seen = burnt(Chip(), seconds=5.0, reseed_s=2.0)
+    assert [golden["seed"] for golden in seen["golden"]] == [0, 1, 2]
+    assert [rehearsal["seed"] for rehearsal in seen["rehearsal"]] == [0, 1, 2]
+    assert len({golden["checksum"] for golden in seen["golden"]}) == 3
+    assert 50 <= len(seen["batch"]) <= 53
+
+
+def test_one_product_a_second_is_compared():
+    """A comparison is due each compare_s, not with each batch."""
+    seen = burnt(Chip(), seconds=5.0)["batch"]
+    assert [batch["elements"] for batch in seen if "elements" in batch] == [0] * 4
+    assert "elements" not in seen[0]
+
+
+def test_a_wrong_product_is_compared_at_once():
+    """Every wrong result of a batch is counted, and how many elements differ is told."""
+    batches = burnt(Chip(spoil=lambda _, r: flipped(flipped(r, 1, 1, 1), 2, 2, 2)), seconds=1.0)["batch"]
+    assert {(batch["wrong"], batch["elements"]) for batch in batches} == {(1, 2)}
+
+
+def timed(chip, **how):
+    """Return the records of a timed product."""
+    return list(gemm(chip, chip.clock, **{"kind": "fp16", "warm_up_s": 0.5, "seconds": 1.0, **how}))
+
+
+def test_a_timed_product_is_proven_first_and_warmed_up():
+    """The golden check comes before anything is timed, and warm-up is not timed."""
+    kinds = [kind for kind, _ in itertools.groupby(record["kind"] for record in timed(Chip()))]
+    assert kinds == ["device", "golden", "warm_up", "batch"]
+    first = next(record for record in timed(Chip()) if record["kind"] == "batch")
+    assert first == {"kind": "batch", "t": pytest.approx(0.5), "seconds": 0.1, "tflop": 1.1}
+    assert {r["tflop"] for r in timed(Chip(), kind="fp32") if r["kind"] == "batch"} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("product", "flaw"), [(accumulated_in_fp16, "float64"), (at_one_place(3, 5, 14), "another place"), (right, "")]
+)
+def test_a_timed_product_names_its_flaw(product, flaw):
+    """Both checks of the golden are there for a rate too."""
+    (golden,) = [record for record in timed(Chip(product)) if record["kind"] == "golden"]
+    assert flaw in golden["flaw"]
+    assert bool(flaw) == bool(golden["flaw"])
+
+
+def test_copies_go_each_way_after_one_to_warm_up():
+    """Each way has one warm-up and its samples, in the order asked, with what arrived wrong and its path."""
+    asked = []
+
+    class Mover:
+        uuid = "GPU-7"
+        clock = Clock()
+
+        def copy(self, kind, seconds):
+            asked.append(kind)
+            self.clock.now += seconds
+            return Copy(100, seconds, 2, f"by {kind}")
+
+    mover = Mover()
+    device, *records = copies(mover, mover.clock, kinds=["h2d", "d2h"], samples=2, sample_s=0.5)
+    assert device == {"kind": "device", "uuid": "GPU-7"}
+    assert asked == ["h2d"] * 3 + ["d2h"] * 3
+    assert [record["kind"] for record in records] == ["warm_up", "copy", "copy"] * 2
+    first = {"kind": "copy", "t": 0.5, "way": "h2d", "moved": 100, "seconds": 0.5, "wrong": 2, "path": "by h2d"}
+    assert records[1] == first
+    assert (records[5]["t"], records[5]["way"]) == (2.5, "d2h")

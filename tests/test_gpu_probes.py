@@ -1,0 +1,849 @@
+"""GPU probes: what records of loads and samples of sensors prove, and that nothing else counts."""
+
+import contextlib
+import copy
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pytest_gpuaccept import matrix
+from pytest_gpuaccept.children.telemetry import READINGS, sample, telemetry
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.evidence import checked
+from pytest_gpuaccept.loader import SHIPPED, load_profile
+from pytest_gpuaccept.measurement import Measurement, NotMeasured
+from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import burn, gpu, rates
+from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
+from pytest_gpuaccept.sim.nvml import binding
+from pytest_gpuaccept.sim.scenario import load_scenario
+from pytest_gpuaccept.sim.world import SimWorld
+
+FUZZ = settings(
+    deadline=None, database=None, max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+OWN = Card("gpu0", "GPU-0", "00000000:01:00.0", object())
+PERIOD = 0.2
+NANO = 1e9
+
+
+def samples(seconds=60.0, **readings):
+    """Return telemetry of a busy card: each reading a number, or a function of the time in s."""
+    usual = {"temperature": 65, "power": 450.0, "reasons": 4, "utilisation": 100, "gen": 4, "width": 16,
+             "throttle_ns": 0, "sm_mhz": 2600}  # fmt: skip
+    return [
+        {"kind": "sample", "t": i * PERIOD, "uuid": OWN.uuid, "failed": {}}
+        | {name: read(i * PERIOD) if callable(read) else read for name, read in {**usual, **readings}.items()}
+        for i in range(round(seconds / PERIOD))
+    ]
+
+
+def seen(taken=None, ended=60.0, **readings):
+    """Return a window of 60 s over samples."""
+    return Window("gpu0", samples(ended, **readings) if taken is None else taken, 0.0, ended, PERIOD)
+
+
+def rehearsal(seed=0, **found):
+    """Return the record of a rehearsal that found all, unless told."""
+    return {"kind": "rehearsal", "seed": seed, **dict.fromkeys(burn.REHEARSED, True), **found}
+
+
+def golden(seed=0, checksum=77, flaw=""):
+    """Return the record of a golden result."""
+    return {"kind": "golden", "seed": seed, "checksum": checksum, "flaw": flaw}
+
+
+def batch(t=0.0, **other):
+    """Return the record of a checked batch."""
+    return {"kind": "batch", "t": t, "seconds": 0.1, "tflop": 16.0, "wrong": 0, "checked": 15, **other}
+
+
+def whole(*timed, **other):
+    """Return the records of a burn that went well."""
+    return [
+        {"kind": "device", "uuid": OWN.uuid}, golden(), rehearsal(), *(timed or (batch(), batch(0.1))), {"kind": "end"}
+    ]  # fmt: skip
+
+
+def of(records=None, view=None, *, outvoted=False):
+    """Return a card's burn from its records and its window."""
+    records = whole() if records is None else records
+    timed = [record for record in records if record.get("kind") == "batch"]
+    return burn.Burnt(OWN, records, timed, view or seen(), outvoted)
+
+
+# votes -----------------------------------------------------------------------------------------------
+
+
+def votes(*sums, seed=0):
+    """Return the devices that are outvoted when cards have these checksums."""
+    return burn.outvoted({f"gpu{i}": [golden(seed, value)] for i, value in enumerate(sums)})
+
+
+@pytest.mark.parametrize(
+    ("sums", "minority"),
+    [
+        ((1,), set()),
+        ((1, 1), set()),
+        ((1, 1, 1, 1), set()),
+        ((1, 2, 1), {"gpu1"}),
+        ((1, 1, 1, 2), {"gpu3"}),
+        ((1, 2, 3, 1, 1), {"gpu1", "gpu2"}),
+        ((1, 2), {"gpu0", "gpu1"}),
+        ((1, 1, 2, 2), {"gpu0", "gpu1", "gpu2", "gpu3"}),
+        ((), set()),
+    ],
+)
+def test_a_result_counts_only_with_a_majority(sums, minority):
+    """A card that computes otherwise than most is wrong; where no result has a majority, none is proven."""
+    assert votes(*sums) == minority
+
+
+def test_cards_are_compared_seed_by_seed():
+    """One seed that differs is enough, and a seed that a card did not reach says nothing about it."""
+    records = {
+        "gpu0": [golden(0, 1), golden(1, 5)],
+        "gpu1": [golden(0, 1), golden(1, 6)],
+        "gpu2": [golden(0, 1), golden(1, 5)],
+        "gpu3": [golden(0, 1)],
+    }
+    assert burn.outvoted(records) == {"gpu1"}
+
+
+# links ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [
+        ([4.0] * 80, 4.0),
+        ([4.0] * 199 + [1.0], 4.0),
+        ([4.0] * 100 + [1.0] + [4.0] * 98 + [1.0], 4.0),
+        ([4.0] * 198 + [1.0, 1.0], 1.0),
+        ([4.0] * 80 + [1.0], 1.0),
+        ([4.0, 4.0, 1.0, 4.0, 1.0], 1.0),
+        ([4.0] * 300 + [3.0, 1.0] + [4.0] * 300, 1.0),
+        ([1.0] * 70 + [4.0] * 30, 1.0),
+        ([1.0] * 50 + [4.0] * 50, 1.0),
+        ([4.0], 4.0),
+    ],
+)
+def test_a_link_is_as_fast_as_its_worst_two_samples(values, answer):
+    """Low twice in a row, or in more than one of a hundred: that is the link; once in a while is a glitch."""
+    assert rates.worst(values) == answer
+
+
+# windows ----------------------------------------------------------------------------------------------
+
+
+def test_a_window_with_small_gaps_is_a_reading():
+    """One sample in ten may be missing."""
+    taken = [s for i, s in enumerate(samples()) if i % 12]
+    assert len(seen(taken).values("temperature")) == len(taken) == 275
+
+
+def test_a_window_with_large_gaps_is_none():
+    """With more missing than that, the reason says how many there were."""
+    taken = [s for i, s in enumerate(samples()) if i % 8]
+    with pytest.raises(Unmeasurable, match="no temperature of gpu0 in the window: 262 samples where 299 were due"):
+        seen(taken).values("temperature")
+
+
+def test_a_reading_that_failed_is_told_in_the_words_of_nvml():
+    """A reading that is absent is neither zero nor silent."""
+    taken = samples()
+    for one in taken:
+        del one["temperature"]
+        one["failed"] = {"temperature": "Not Supported"}
+    with pytest.raises(Unmeasurable, match="no temperature of gpu0 in the window: Not Supported"):
+        seen(taken).values("temperature")
+    assert len(seen(taken).values("power")) == 300
+
+
+def test_an_empty_window_is_no_reading():
+    """Not one sample, however short the window."""
+    with pytest.raises(Unmeasurable, match="0 samples where 1 were due"):
+        seen([], ended=0.0).values("power")
+
+
+@pytest.mark.parametrize("value", [None, "65", True, -1, float("nan"), float("inf"), [65], 10**400], ids=repr)
+def test_what_is_no_amount_is_no_reading(value):
+    """A number is a number: no text, no truth value, nothing negative, endless or absent."""
+    with pytest.raises(Unmeasurable, match="temperature"):
+        seen(temperature=lambda _: value).values("temperature")
+    with pytest.raises(Unmeasurable):
+        amount({"x": value}, "x")
+
+
+def test_a_window_holds_the_samples_of_its_card_and_time():
+    """Other cards and other times are left out, both ends included."""
+    taken = [*samples(), *({**one, "uuid": "GPU-1"} for one in samples())]
+    got = window(OWN, taken, 10.0, 20.0, PERIOD)
+    assert (got.samples[0]["t"], got.samples[-1]["t"]) == (10.0, 20.0)
+    assert {one["uuid"] for one in got.samples} == {"GPU-0"}
+    assert len(got.samples) == 51
+
+
+def test_a_busy_card_is_proven_loaded():
+    """Nine of ten samples at half utilisation or more are a proof, which says so."""
+    busy = seen(utilisation=lambda t: 50 if t >= 6.0 else 0)
+    assert busy.prove_loaded() == "gpu0 busy in 90% of 300 samples"
+
+
+@pytest.mark.parametrize(
+    "utilisation",
+    [0, 49, lambda t: 100 if t >= 7.0 else 0, lambda t: 100 * (round(t / PERIOD) % 5 > 0)],
+    ids=["idle", "half", "late", "gaps"],
+)
+def test_an_idle_card_is_not_proven_loaded(utilisation):
+    """Less than that, and the load is said not to have reached it."""
+    with pytest.raises(Unmeasurable, match="the load did not reach gpu0"):
+        seen(utilisation=utilisation).prove_loaded()
+
+
+def test_a_card_without_utilisation_is_not_proven_loaded():
+    """No reading proves nothing."""
+    taken = [{k: v for k, v in one.items() if k != "utilisation"} for one in samples()]
+    with pytest.raises(Unmeasurable, match="no utilisation of gpu0"):
+        seen(taken).prove_loaded()
+
+
+# records -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([], "ran on nothing"),
+        ([batch()], "ran on nothing"),
+        ([{"kind": "device", "uuid": "GPU-1"}, batch()], r"ran on GPU-1: CUDA's order is not NVML's"),
+        ([{"kind": "device", "uuid": "GPU-0"}, {"kind": "device", "uuid": "GPU-1"}, batch()], "ran on GPU-0, GPU-1"),
+        ([{"kind": "device"}, batch()], "ran on None"),
+        ([{"kind": "device", "uuid": "GPU-0"}], "timed 0 batches"),
+        ([{"kind": "device", "uuid": "GPU-0"}, batch(), batch(seconds=0)], "not all took time"),
+        ([{"kind": "device", "uuid": "GPU-0"}, batch(seconds=float("nan"))], "seconds = nan, which is no amount"),
+        ([{"kind": "device", "uuid": "GPU-0"}, batch(tflop="16")], "tflop = '16', which is no amount"),
+        ([{"kind": "device", "uuid": "GPU-0"}, batch(t=None)], "t = None, which is no amount"),
+    ],
+)
+def test_batches_of_another_card_or_without_time_do_not_count(records, reason):
+    """A load counts when it names its card, once, and every batch took time."""
+    with pytest.raises(Unmeasurable, match=reason):
+        batches(OWN, records, "batch")
+
+
+def test_batches_of_the_card_itself_are_all_returned():
+    """Warm-up and other records are left out."""
+    assert batches(OWN, [*whole(), {"kind": "warm_up"}], "batch") == [batch(), batch(0.1)]
+
+
+def test_a_golden_that_says_nothing_is_not_right():
+    """Only an empty text says that a golden result was confirmed."""
+    assert flaws([golden(), golden(flaw="wrong"), {"kind": "golden"}, batch()]) == [
+        "", "wrong", "nothing says that it is right"
+    ]  # fmt: skip
+
+
+# errors ---------------------------------------------------------------------------------------------------
+
+
+def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
+    """Zero comes with a sentence of what would have shown an error."""
+    rehearsed = "a flipped bit and a NaN were found in rehearsal; golden agrees with float64"
+    proof = f"30 products checked; {rehearsed}; gpu0 busy in 100% of 300 samples"
+    assert burn._errors(of()) == (0, proof, "")
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ([r for r in whole() if r["kind"] != "rehearsal"], "no rehearsal of every golden result"),
+        ([r for r in whole() if r["kind"] != "golden"], "no rehearsal of every golden result"),
+        ([*whole(), golden(1)], "no rehearsal of every golden result"),
+        ([*whole(), golden(1), {"kind": "rehearsal", "seed": 1}], "flip_by_checksum, flip_by_compare, nan_by"),
+        ([*whole(), golden(1), rehearsal(1, nan_by_compare=False)], "rehearsed errors: nan_by_compare$"),
+        ([*whole(), golden(1), rehearsal(1, clean_passes=None)], "rehearsed errors: clean_passes$"),
+        ([*whole(), golden(1), rehearsal(1, clean_passes=1)], "rehearsed errors: clean_passes$"),
+        ([r for r in whole() if r["kind"] != "end"], "the burn did not reach its end"),
+        (whole(batch(checked=0)), "no product was checked"),
+        (whole(batch(checked=None)), "checked = None"),
+        (whole({k: v for k, v in batch().items() if k != "wrong"}), "wrong = None"),
+    ],
+)
+def test_no_error_without_its_proof_is_no_reading(records, reason):
+    """Where anything of the proof is missing, zero errors are not zero errors."""
+    with pytest.raises(Unmeasurable, match=reason):
+        burn._errors(of(records))
+
+
+def test_no_error_on_an_idle_card_is_no_reading():
+    """A card that the load did not reach made no errors, and proves nothing by it."""
+    with pytest.raises(Unmeasurable, match="the load did not reach gpu0"):
+        burn._errors(of(view=seen(utilisation=0)))
+
+
+def test_wrong_products_are_counted_also_where_the_sum_agreed():
+    """What the checksum found and what only the comparison found both count; the note says how hot it was."""
+    records = whole(batch(wrong=2, elements=3), batch(elements=2), batch(elements=0), batch())
+    value, proof, note = burn._errors(of(records))
+    assert (value, proof) == (3, None)
+    assert note == "3 batches of 4 held a wrong product; up to 65 C"
+
+
+def test_errors_need_no_proof():
+    """A wrong product is one, whatever else is missing."""
+    assert burn._errors(of([batch(wrong=1)], seen([])))[0] == 1
+
+
+def test_a_wrong_golden_makes_every_product_wrong():
+    """Products that agree with a wrong golden are wrong, all of them."""
+    value, proof, note = burn._errors(of([*whole(), golden(1, flaw="3 of 9 sampled elements differ"), rehearsal(1)]))
+    assert (value, proof) == (30, None)
+    assert note == "the product itself is wrong: 3 of 9 sampled elements differ"
+
+
+def test_a_wrong_golden_is_an_error_even_before_a_product_was_checked():
+    """It cannot come out as zero."""
+    assert burn._errors(of([*whole(batch(checked=0)), golden(flaw="x")]))[0] == 1
+
+
+def test_an_outvoted_card_has_errors_only():
+    """A card that no majority agrees with computes wrong, however well it agrees with itself."""
+    value, proof, note = burn._errors(of(outvoted=True))
+    assert (value, proof) == (30, None)
+    assert "no majority of the cards computes what gpu0 does" in note
+
+
+# rate, heat and throttle -----------------------------------------------------------------------------------
+
+
+def test_the_sustained_rate_is_the_mean_of_the_last_half():
+    """One good second at the end does not carry it, and a good beginning does not count."""
+    timed = [batch(tflop=t, seconds=s) for t, s in [(90.0, 0.1), (90.0, 0.1), (10.0, 0.1), (10.0, 0.3)]]
+    assert burn.sustained_tflops(of(whole(*timed))) == pytest.approx(50.0)
+
+
+def test_a_rate_of_an_idle_card_is_none():
+    """A rate needs the proof that it was the card's."""
+    with pytest.raises(Unmeasurable, match="did not reach"):
+        burn.sustained_tflops(of(view=seen(utilisation=3)))
+
+
+def test_the_peak_temperature_is_the_largest_and_a_rise_is_said():
+    """A temperature that still rises at the end is no steady one, and the note says so."""
+    assert burn._temperature(of(view=seen(temperature=lambda t: 70 if t == 30.0 else 65))) == (70, None, "")
+    value, _, note = burn._temperature(of(view=seen(temperature=lambda t: 40 + t / 3)))
+    assert value == pytest.approx(59.9, abs=0.1)
+    assert note == "still rising by 20.0 C/min at the end"
+
+
+@pytest.mark.parametrize("temperature", [0, lambda t: 0 if t == 30.0 else 65])
+def test_a_sensor_that_says_zero_measures_nothing(temperature):
+    """Zero degrees is below every limit and no temperature: neither peak nor start nor plateau."""
+    view = seen(temperature=temperature)
+    for read in (burn._temperature, lambda b: burn.sensed(b.window), lambda b: burn.plateau(b.window)):
+        with pytest.raises(Unmeasurable, match="the sensor of gpu0 says 0 C"):
+            read(of(view=view))
+
+
+@pytest.mark.parametrize(("per_s", "expected"), [(0.0, 0.0), (0.05, 3.0), (-0.1, -6.0)])
+def test_the_slope_is_that_of_the_last_seconds(per_s, expected):
+    """Whatever came before, the last 20 s count, in C per minute."""
+    view = seen(temperature=lambda t: 50 + per_s * t if t >= 39.0 else 30)
+    assert burn.slope_per_min(view) == pytest.approx(expected, abs=0.05)
+
+
+def test_a_slope_needs_four_samples_and_passes_over_gaps():
+    """Too few samples are flat; a sample without a temperature is left out, not an end to the burn."""
+    assert burn.slope_per_min(seen(samples()[-3:])) == 0.0
+    taken = samples(temperature=lambda t: 40 + t / 10)
+    del taken[-5]["temperature"]
+    assert burn.slope_per_min(seen(taken)) == pytest.approx(6.0, abs=0.1)
+    at_once = [{**one, "t": 60.0} for one in samples(temperature=lambda t: 40 + t)]
+    assert burn.slope_per_min(seen(at_once)) == 0.0
+
+
+def test_the_plateau_is_where_the_temperature_stays_near_its_last():
+    """Seconds until it is within 1 C for good; a flat one is there from the start."""
+    assert burn.plateau(seen(temperature=65)) == 0.0
+    assert burn.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 45)) == pytest.approx(20.0)
+    assert burn.plateau(seen(temperature=lambda t: 64 if t >= 20.0 else 45 + t)) == pytest.approx(18.0)
+    assert burn.plateau(seen(temperature=lambda t: 70 if t == 30.0 else 65)) == pytest.approx(30.2)
+
+
+def throttled(**readings):
+    """Return the throttle time of a card with these readings."""
+    return burn._throttle(of(view=seen(**readings)))
+
+
+def test_throttle_is_what_the_time_counters_gained():
+    """Seconds between the first and the last reading; what was lost before the burn is not its own."""
+    value, proof, note = throttled(throttle_ns=lambda t: 5 * NANO + (t - 30 if t > 30 else 0) * NANO)
+    assert value == pytest.approx(29.8)
+    assert proof == "time counters read 300 times; gpu0 busy in 100% of 300 samples"
+    assert note == ""
+    assert throttled(throttle_ns=5 * NANO)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "counter",
+    [lambda t: (60 - t) * NANO, lambda t: 0 if t == 30.0 else NANO, lambda t: (t % 40) * NANO],
+    ids=["always", "once", "reset"],
+)
+def test_a_counter_that_goes_backwards_is_no_reading(counter):
+    """A driver that was reset has forgotten what it counted, wherever in the burn that was."""
+    with pytest.raises(Unmeasurable, match="throttle time of gpu0 went backwards"):
+        throttled(throttle_ns=counter)
+
+
+@pytest.mark.parametrize(
+    ("mask", "counts"),
+    [(0x00, False), (0x04, False), (0x05, False), (0x08, True), (0x20, True), (0x40, True), (0x80, True),
+     (0x04 | 0x20, True), (0x04 | 0x80, True), (0x10, False), (0x02, False), (0x100, False)],
+)  # fmt: skip
+def test_without_counters_the_mask_is_sampled(mask, counts):
+    """Heat and brake count, alone or beside the power cap; the power cap alone never does."""
+    taken = samples(reasons=lambda t: mask if t >= 30.0 else 4)
+    for one in taken:
+        del one["throttle_ns"]
+        one["failed"] = {"throttle_ns": "Not Supported"}
+    value, proof, note = burn._throttle(of(view=seen(taken)))
+    assert value == (30.0 if counts else 0.0)
+    assert proof == "reasons sampled 300 times; gpu0 busy in 100% of 300 samples"
+    assert note == "no time counters: sampled"
+
+
+def test_without_counters_and_mask_there_is_no_throttle_time():
+    """Nothing that would have shown a throttle means no reading of it."""
+    taken = [{k: v for k, v in one.items() if k not in ("throttle_ns", "reasons")} for one in samples()]
+    with pytest.raises(Unmeasurable, match="no reasons of gpu0"):
+        burn._throttle(of(view=seen(taken)))
+
+
+def test_an_idle_card_was_not_throttled_and_proves_nothing():
+    """A card without load has no throttle time, not zero."""
+    with pytest.raises(Unmeasurable, match="did not reach"):
+        throttled(utilisation=0)
+
+
+# worlds ---------------------------------------------------------------------------------------------------
+
+SMALL = {"seconds": 6, "period_s": PERIOD, "cool_down_seconds": 0, "warmup_seconds": 1, "samples": 3,
+         "sample_seconds": 0.3}  # fmt: skip
+
+
+class Played(SimWorld):
+    """A simulated machine whose load scripts write the records that it is given, by the order of their start."""
+
+    records = None
+    """Script, which start it was, card -> records, or None to let the machine play them and keep what they wrote."""
+
+    @contextlib.contextmanager
+    def start(self, script, params):
+        """Start a load that has already written everything."""
+        with super().start(script, params) as load:
+            self.started = getattr(self, "started", 0) + 1
+            key = f"{script} {self.started} {params.get('uuid', '')}".strip()
+            if self.records is not None:
+                written = self.records[key]
+                yield SimpleNamespace(finish=lambda *, timeout: written, stop=lambda: written)
+            else:
+                self.kept = getattr(self, "kept", {})
+                keep = self.kept.setdefault
+                yield SimpleNamespace(
+                    finish=lambda *, timeout: keep(key, load.finish(timeout=timeout)),
+                    stop=lambda: keep(key, load.stop()),
+                )
+
+
+@pytest.fixture(scope="module")
+def two(catalogue):
+    """Return the profile of two cards."""
+    return load_profile("2xrtx4090", catalogue, SHIPPED)
+
+
+def site(profile, device="host", text="healthy"):
+    """Return a site on a played machine of a profile."""
+    world = Played(profile, load_scenario(text, SHIPPED, SHIPPED / "scenarios"))
+    return Site(world, profile, device, SMALL, lambda name, text: "", "simulated")
+
+
+def taken(probe, where):
+    """Return a probe's outcomes by metric and device, each with the types that the bench demands."""
+    return {(o.metric, o.device): checked(o) for o in probe(where)}
+
+
+PROBES = {
+    "gpu.links": (rates.links, "gpu0"), "gpu.gemm": (rates.gemm, "gpu0"), "gpu.copy": (rates.copy, "gpu0"),
+    "gpu_pair.peer": (rates.peer, "gpu0-gpu1"), "gpu.burn": (burn.alone, "host"),
+    "gpu.combined": (burn.combined, "host"),
+}  # fmt: skip
+NONE_SEEN = {m.id for probe in gpu.PROBES for m in probe.metrics if m.none_seen}
+
+
+@pytest.fixture(scope="module")
+def healthy(two):
+    """Return what each probe's loads write on a healthy machine, by probe and script."""
+    kept = {}
+    for name, (probe, device) in PROBES.items():
+        where = site(two, device)
+        assert all(isinstance(outcome, Measurement) for outcome in taken(probe, where).values())
+        kept[name] = where.world.kept
+    return kept
+
+
+def replayed(two, name, records):
+    """Return a probe's outcomes from records, none where it is Unmeasurable."""
+    probe, device = PROBES[name]
+    where = site(two, device)
+    where.world.records = records
+    with contextlib.suppress(Unmeasurable):
+        return taken(probe, where)
+    return {}
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**30)),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.text(max_size=5), inner, max_size=2)),
+    max_leaves=3,
+)
+KINDS = st.sampled_from(["device", "golden", "rehearsal", "batch", "copy", "sample", "end", "warm_up"])
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["drop", "remove", "replace", "kind", "double"]), KINDS, st.integers(0, 99), st.integers(0, 20),
+        JSON, st.booleans(),
+    ),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+def spoilt(records, changes):
+    """Return a load's records with some dropped, doubled, or a key of them removed or replaced; or all of a kind."""
+    result = copy.deepcopy(records)
+    for what, kind, place, key, value, everywhere in changes:
+        for written in result.values():
+            of_kind = [record for record in written if record.get("kind") == kind]
+            for record in of_kind if everywhere else of_kind[place % len(of_kind) :][:1] if of_kind else []:
+                _spoil(written, record, what, sorted(record), key, value)
+    return result
+
+
+def _spoil(written, record, what, keys, key, value):
+    if what == "drop":
+        written.remove(record)
+    elif what == "double":
+        written.append(copy.deepcopy(record))
+    elif what == "kind":
+        record["kind"] = value
+    elif keys and what == "remove":
+        del record[keys[key % len(keys)]]
+    elif keys:
+        record[keys[key % len(keys)]] = value
+
+
+def first(records, script):
+    """Return the records of the first load of a script."""
+    return next(written for key, written in records.items() if key.split()[0] == script)
+
+
+def proves_no_error(records):
+    """Say, independently of the probes, whether a burn's records may stand for "no error seen"."""
+    kinds = {kind: [r for r in records if r.get("kind") == kind] for kind in ("golden", "rehearsal", "batch", "end")}
+    return (
+        all(kinds.values())
+        and all(r.get("flaw") == "" for r in kinds["golden"])
+        and all(r.get(name) is True for r in kinds["rehearsal"] for name in burn.REHEARSED)
+        and all(r.get("wrong") == 0 and not r.get("elements") for r in kinds["batch"])
+        and all(isinstance(r.get("checked"), int | float) for r in kinds["batch"])
+    )
+
+
+ALL_GONE = [("drop", "golden", 0, 0, None, True)]
+NOT_COMPARED = [("replace", "rehearsal", 0, 2, None, True)]
+NULL_HEAT = [("remove", "sample", 9, 7, None, False)]
+
+
+@pytest.mark.parametrize("name", PROBES)
+@FUZZ
+@given(changes=CHANGES)
+@example(changes=ALL_GONE)
+@example(changes=NOT_COMPARED)
+@example(changes=NULL_HEAT)
+def test_whatever_a_load_writes_is_a_reading_or_has_a_reason(two, healthy, name, changes):
+    """Any records give outcomes or Unmeasurable, and "none seen" only with everything that proves it."""
+    records = spoilt(healthy[name], changes)
+    for (metric, device), outcome in replayed(two, name, records).items():
+        assert isinstance(outcome, Measurement) or outcome.reason
+        if metric.endswith(".errors") and isinstance(outcome, Measurement) and outcome.value == 0:
+            assert outcome.proof
+            own = cards(site(two))[device].uuid
+            assert proves_no_error(next(records[key] for key in records if key.endswith(own)))
+        elif metric in NONE_SEEN and isinstance(outcome, Measurement):
+            assert outcome.proof or outcome.value > 0
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_load_that_writes_nothing_gives_no_reading(two, healthy, name):
+    """No record at all is no value at all."""
+    outcomes = replayed(two, name, {script: [] for script in healthy[name]})
+    assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Measurement)]
+
+
+def test_a_product_that_nobody_confirmed_has_no_rate(two, healthy):
+    """A rate without a golden check is a rate of anything."""
+    records = spoilt(healthy["gpu.gemm"], ALL_GONE)
+    assert "none was compared with float64" in replayed(two, "gpu.gemm", records)["gpu.gemm.fp16", "gpu0"].reason
+
+
+def test_a_copy_that_went_another_way_is_not_the_copy_asked_for(two, healthy):
+    """A pair's copy counts only as the copy to that very card."""
+    records = copy.deepcopy(healthy["gpu_pair.peer"])
+    for record in first(records, "copies"):
+        if record["kind"] == "copy":
+            record["way"] = "device"
+    assert replayed(two, "gpu_pair.peer", records)["gpu_pair.copy", "gpu0-gpu1"].reason == "no copy was timed"
+
+
+def test_wrong_bytes_make_a_copy_no_rate(two, healthy):
+    """One byte in one sample is enough, and its way alone is affected."""
+    records = copy.deepcopy(healthy["gpu.copy"])
+    next(r for r in first(records, "copies") if r.get("way") == "d2h" and r["kind"] == "copy")["wrong"] = 1
+    outcomes = replayed(two, "gpu.copy", records)
+    assert "1 bytes arrived wrong" in outcomes["gpu.copy.d2h", "gpu0"].reason
+    assert isinstance(outcomes["gpu.copy.h2d", "gpu0"], Measurement)
+
+
+def test_a_rate_is_the_median_with_spread_ceiling_and_conditions(two, healthy):
+    """One odd batch moves the spread, not the value; the ceiling follows from the clock that was seen."""
+    records = copy.deepcopy(healthy["gpu.gemm"])
+    plain = replayed(two, "gpu.gemm", records)["gpu.gemm.fp16", "gpu0"]
+    next(r for r in first(records, "gemm") if r["kind"] == "batch")["tflop"] *= 3
+    odd = replayed(two, "gpu.gemm", records)["gpu.gemm.fp16", "gpu0"]
+    assert odd.value == pytest.approx(plain.value, rel=0.01)
+    assert odd.spread > 10 * plain.spread
+    clock = replayed(two, "gpu.gemm", records)["gpu.gemm.clock", "gpu0"]
+    assert plain.ceiling == pytest.approx(two.card.tensor_ceiling(clock.value) * 1.02)
+    assert plain.conditions["clock_mhz"] == round(clock.value)
+
+
+def test_sums_need_every_card(two, healthy):
+    """When one card has no window, the total of all is not that of the others."""
+    records = copy.deepcopy(healthy["gpu.burn"])
+    (watched,) = (key for key in records if key.startswith("telemetry"))
+    own = records[watched][0]["uuid"]
+    records[watched] = [one for one in records[watched] if one["uuid"] == own]
+    outcomes = replayed(two, "gpu.burn", records)
+    for metric in ("gpu.burn.total", "gpu.burn.power_total"):
+        assert isinstance(outcomes[metric, "host"], NotMeasured)
+
+
+# cards ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [(0,), (1,), (3,), (0, 1), (0, 2), (1, 2), (0, 1, 2), (2, 3)])
+def test_a_lost_card_keeps_its_place(profile, lost):
+    """Whichever cards are off the bus, the others keep their names, and a lost one is said to be lost."""
+    where = site(profile, text="healthy," + ",".join(f"fault=gpu{i}.lost" for i in lost))
+    found = cards(where)
+    machine = where.world.machine
+    assert list(found) == ["gpu0", "gpu1", "gpu2", "gpu3"]
+    for i in range(4):
+        if i in lost:
+            with pytest.raises(Unmeasurable, match=f"gpu{i} does not answer .GPU is lost.: look for Xid 79"):
+                card(where, f"gpu{i}")
+        else:
+            assert found[f"gpu{i}"].bus_id == f"0000{machine.gpus[i].address.upper()}"
+
+
+def test_a_missing_card_is_named_by_its_absence(profile):
+    """With three cards there is no gpu3, and where to look is said."""
+    where = site(profile, text="healthy,fault=gpu3.missing")
+    with pytest.raises(Unmeasurable, match=r"the driver shows 3 GPUs, there is no gpu3.*seen by lspci"):
+        card(where, "gpu3")
+
+
+@pytest.fixture(scope="module")
+def lost_in_the_burn(profile, catalogue):
+    """Return the verdicts of a machine whose second card falls off the bus in the burn."""
+    return matrix.sign_off(profile, catalogue, "healthy,fault=gpu1.lost@burn,fault=gpu2.sensor.gone")
+
+
+def test_a_card_that_is_lost_in_the_burn_has_no_reading_and_costs_the_others_none(lost_in_the_burn):
+    """Its lines of the burn are ERROR with CUDA's reason, those of the others are judged."""
+    of_burn = {device: v for (line, device), v in lost_in_the_burn.items() if line == "gpu.burn.errors"}
+    assert [of_burn[f"gpu{i}"].verdict for i in range(4)] == ["PASS", "ERROR", "PASS", "PASS"]
+    assert "unspecified launch failure" in of_burn["gpu1"].reason
+    assert lost_in_the_burn["gpu.gemm.fp16", "gpu1"].verdict == "PASS"
+
+
+def test_a_sensor_that_is_gone_costs_its_own_lines_only(lost_in_the_burn):
+    """Without temperature there is no peak, and the rate is judged all the same."""
+    assert lost_in_the_burn["gpu.burn.temperature", "gpu2"].verdict == "ERROR"
+    assert "Not Supported" in lost_in_the_burn["gpu.burn.temperature", "gpu2"].reason
+    assert lost_in_the_burn["gpu.burn.tflops", "gpu2"].verdict == "PASS"
+
+
+# telemetry -----------------------------------------------------------------------------------------------------
+
+
+def polled(world, rounds, then=lambda i: None):
+    """Return the samples of rounds of a poll of all cards, with something done between the rounds."""
+    nvml = binding(world.machine)
+    uuids = [c.uuid for c in cards(Site(world, None, "host", {}, None)).values()]
+    poll = telemetry(nvml, world.clock, uuids=uuids, period_s=0.5)
+    taken = []
+    for i in range(rounds):
+        taken.append([next(poll) for _ in uuids])
+        then(i)
+    return taken
+
+
+@pytest.fixture
+def world(two):
+    """Return a healthy machine of two cards."""
+    return site(two).world
+
+
+def test_a_poll_reads_every_card_each_period(world):
+    """One sample a card and round, at the time of the round, with nothing failed on a healthy card."""
+    rounds = polled(world, 3)
+    assert [[one["t"] for one in two_of_them] for two_of_them in rounds] == [
+        pytest.approx([at, at]) for at in (0.0, 0.5, 1.0)
+    ]
+    for one in rounds[0]:
+        assert one["failed"] == {}
+        assert one.keys() == {"kind", "t", "uuid", "failed", "throttle_ns", *READINGS}
+
+
+def test_readings_are_in_the_units_that_they_say(world):
+    """C, W, mJ, MHz and masks, as the machine has them."""
+    with world.machine.runs("burn", {0: 1.0}):
+        world.machine.advance(60.0)
+        nvml = binding(world.machine)
+        one = sample(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
+    gpu0 = world.machine.gpus[0]
+    assert one["temperature"] == round(gpu0.temperature)
+    assert one["power"] == pytest.approx(450.0, rel=0.02)
+    assert one["energy_mj"] == int(gpu0.energy_mj)
+    assert (one["gen"], one["width"], one["utilisation"], one["pstate"]) == (4, 16, 100, 0)
+    assert one["reasons"] == 4
+
+
+def test_what_a_card_does_not_support_is_named_and_never_zero(world):
+    """A reading without a sensor is a reason under `failed`, and no value beside it."""
+    world.machine.gpus[0].p.temperature_sensor = "unsupported"
+    world.machine.gpus[0].p.throttle_counters = False
+    ((first, second),) = polled(world, 1)
+    assert first["failed"] == {"temperature": "Not Supported", "throttle_ns": "Not Supported"}
+    assert "temperature" not in first
+    assert "throttle_ns" not in first
+    assert first["power"] > 0
+    assert second["failed"] == {}
+
+
+def test_time_counters_of_heat_and_brake_are_one_sum(world):
+    """What the driver counted for heat and for the brake is added up, in ns."""
+    gpu0 = world.machine.gpus[0]
+    gpu0.thermal_ns, gpu0.brake_ns, gpu0.capped_ns = 5.0, 70.0, 900.0
+    nvml = binding(world.machine)
+    assert sample(nvml, nvml.nvmlDeviceGetHandleByIndex(0))["throttle_ns"] == 75
+
+
+def test_a_card_lost_from_the_start_fails_by_name_and_is_asked_again(world):
+    """Every reading of it is a reason, the other card is read, and it is back when it answers again."""
+    uuids = [c.uuid for c in cards(Site(world, None, "host", {}, None)).values()]
+    world.machine.gpus[0].p.lost = True
+    poll = telemetry(binding(world.machine), world.clock, uuids=uuids, period_s=0.5)
+    first, second = next(poll), next(poll)
+    assert first["failed"] == dict.fromkeys([*READINGS, "throttle_ns"], "GPU is lost")
+    assert first.keys() == {"kind", "t", "uuid", "failed"}
+    assert second["failed"] == {}
+    world.machine.gpus[0].p.lost = False
+    assert next(poll)["failed"] == {}
+
+
+def test_a_card_lost_in_the_middle_fails_from_then_on(world):
+    """Samples before are whole, those after are reasons, and the other card is not affected."""
+
+    def lose(i):
+        world.machine.gpus[1].p.lost = i == 0
+
+    before, after = polled(world, 2, lose)
+    assert before[1]["failed"] == {}
+    assert after[1]["failed"] == dict.fromkeys([*READINGS, "throttle_ns"], "GPU is lost")
+    assert not READINGS.keys() & after[1].keys()
+    assert after[0]["failed"] == {}
+
+
+# inventory and derived values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  590.48.01  Release", "open"),
+        ("x\nNVRM version: NVIDIA UNIX x86_64 Kernel Module  590.48.01  Thu", "proprietary"),
+    ],
+)
+def test_the_flavour_of_the_kernel_module_is_read_from_its_version(text, expected):
+    """The driver's own version line tells the open module from the proprietary one."""
+    assert gpu.flavour(text) == expected
+
+
+@given(text=st.text())
+def test_any_other_version_line_names_no_flavour(text):
+    """A text that names no kernel module is no flavour."""
+    with pytest.raises(Unmeasurable, match="names no kernel module"):
+        gpu.flavour(text)
+
+
+@pytest.mark.parametrize(("number", "version"), [(13010, "13.1"), (12080, "12.8"), (12000, "12.0"), (11020, "11.2")])
+def test_cuda_versions_are_written_as_people_do(number, version):
+    """NVML's thousands are major, its tens minor."""
+    assert gpu.cuda_version(number) == version
+
+
+def test_ecc_that_is_off_proves_no_error(catalogue):
+    """Counters of a card with ECC on are a proof; a card without ECC has no reading."""
+    with_ecc = load_profile("1xl40", catalogue, SHIPPED)
+    (outcome,) = gpu.health(site(with_ecc, "gpu0"))
+    assert (outcome.value, outcome.proof) == (0, "ECC is on and its counters were read")
+    where = site(with_ecc, "gpu0")
+    where.world.machine.gpus[0].p.ecc = False
+    with pytest.raises(Unmeasurable, match="ECC of gpu0: Not Supported"):
+        list(gpu.health(where))
+
+
+def test_one_failing_reading_of_the_inventory_leaves_the_others_alone(two):
+    """A lost card has reasons, the other one its identity, and the count is of those that answer."""
+    outcomes = taken(gpu.inventory, site(two, text="healthy,fault=gpu1.lost"))
+    assert outcomes["gpu.count", "host"].value == 1
+    assert outcomes["gpu.name", "gpu0"].value == two.card.name
+    assert "does not answer" in outcomes["gpu.name", "gpu1"].reason
+    assert outcomes["gpu.memory", "gpu0"].value == pytest.approx(24, abs=0.1)
+
+
+# cooling down ---------------------------------------------------------------------------------------------------
+
+
+def cooled(two, longest, *, hot):
+    """Return the seconds that cooling down took."""
+    where = site(two)
+    machine = where.world.machine
+    if hot:
+        with machine.runs("burn", {0: 1.0}):
+            machine.advance(100.0)
+    began = machine.now
+    burn.cool_down(where, cards(where), longest)
+    return machine.now - began
+
+
+def test_a_burn_starts_from_rest(two):
+    """A hot card is waited for until it hardly cools any more, a cool one for one look."""
+    assert 30.0 <= cooled(two, 300.0, hot=True) <= 80.0
+    assert cooled(two, 300.0, hot=False) == pytest.approx(10.0)
+    assert cooled(two, 15.0, hot=True) == pytest.approx(20.0)
+    assert cooled(two, 0.0, hot=True) == 0.0
