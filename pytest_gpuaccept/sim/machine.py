@@ -1,0 +1,420 @@
+"""The physical model: heat, power, clocks, links, counters and the kernel log on a virtual clock.
+
+Owns the state that moves with time and the loads that move it. Knows no metric and no limit; how a
+reading of it looks is nvml.py's, files.py's and commands.py's business.
+"""
+
+import contextlib
+import datetime as dt
+import random
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.sim.parts import Cpu, Drive, Gpu, Host, LlamaCpp, Nic, Part, Vllm
+from pytest_gpuaccept.world import Record
+
+TICK = 0.1
+"""Seconds of one step of the model."""
+START = dt.datetime(2026, 1, 1, 8, 0, tzinfo=dt.UTC)
+"""Wall-clock time at which a machine's virtual time begins, unless it is told."""
+UPTIME_S = 600.0
+"""Seconds since boot when a run begins."""
+
+POWER_LAG_S = 1.0
+WARM_LAG_S = 12.0
+"""Lag with which a sustained load reaches its lower rate."""
+HEAT_SHARE = 0.5
+"""[E] Share of the sustained loss that is charged to the die's temperature, the rest to time."""
+THROTTLE_EXPONENT = 0.6
+"""[E] Rate over power while the governor takes power away."""
+LIMIT_EXPONENT = 0.7
+"""[E] Rate over power limit; an RTX PRO 6000 shows 0.5 to 0.9 between 300 and 600 W."""
+GOVERNOR_BELOW_C = 2.0
+GOVERNOR_PER_C = 0.3
+"""[E] The governor takes this share of the power per degree, from 2 C below the target: it settles under it."""
+LEAST_POWER = 0.2
+"""[E] Share of the power that the governor leaves."""
+PREHEAT_C_PER_W = 2.5 / 225
+"""[E] Air behind a CPU: P / (1.2 kg/m3 x 1005 J/kgK x 0.075 m3/s) is 2.5 C at 225 W."""
+COPY_POWER = 0.3
+"""[E] Share of the dynamic power that a copy draws."""
+LINK_SLEEP_S = 2.0
+"""[E] Seconds without load after which a link goes back to Gen1."""
+DROP_AT_S = 2.0
+"""Seconds into a load at which a link that drops does so."""
+IDLE_CLOCK_MHZ = 210
+
+
+class GpuState:
+    """One GPU over time."""
+
+    __slots__ = (
+        "address", "brake_ns", "busy_since", "capped_ns", "corrected", "cpu_load", "energy_mj", "idle_since",
+        "index", "load", "p", "port", "power", "replays", "rng", "shown", "temperature", "thermal_ns", "throttle",
+        "uncorrected", "warm",
+    )  # fmt: skip
+
+    def __init__(self, index: int, part: Gpu, place: tuple[str, str], room_c: float, seed: str) -> None:
+        """Start idle, at room temperature; `place` is the PCI address of the GPU and of the port above it."""
+        self.index, self.p = index, part
+        self.address, self.port = place
+        self.rng = random.Random(f"{seed}/gpu{index}")  # noqa: S311 - noise of a model
+        self.temperature, self.power, self.throttle, self.warm = room_c, part.idle_w, 1.0, 0.0
+        self.energy_mj, self.thermal_ns, self.brake_ns, self.capped_ns = 0.0, 0.0, 0.0, 0.0
+        self.corrected, self.uncorrected, self.replays = 0.0, 0, 0.0
+        self.load, self.busy_since, self.idle_since, self.cpu_load = 0.0, -1e9, -1e9, 0.0
+        self.shown: set[str] = set()
+
+    def step(self, seconds: float, ambient_c: float) -> None:
+        """Let power and heat move for `seconds` in air of `ambient_c`."""
+        p, load = self.p, self.load
+        dynamic = p.limit_w - p.idle_w
+        target = p.idle_w + (load * dynamic * self.throttle * (1.0 - p.power_brake) if load else 0.0)
+        self.power += (target - self.power) * min(1.0, seconds / POWER_LAG_S)
+        settled = ambient_c + p.resistance_c_per_w * p.airflow * (self.power - p.idle_w)
+        self.temperature += (settled - self.temperature) * min(1.0, seconds / p.tau_s)
+        self.energy_mj += self.power * seconds * 1000.0
+        self.warm += ((1.0 if load >= 1.0 else 0.0) - self.warm) * min(1.0, seconds / WARM_LAG_S)
+        over = self.temperature - p.target_c + GOVERNOR_BELOW_C
+        self.throttle = max(LEAST_POWER, 1.0 - GOVERNOR_PER_C * over) if load and over > 0.0 else 1.0
+        if self.throttle < 1.0:
+            self.thermal_ns += seconds * 1e9
+        if load and p.power_brake:
+            self.brake_ns += seconds * 1e9
+        self.capped_ns += seconds * 1e9 * self.at_limit
+
+    @property
+    def at_limit(self) -> bool:
+        """Say whether the power limit holds the clock down: full load, within 2 % of the limit."""
+        return self.load >= 1.0 and self.power >= 0.98 * self.p.limit_w
+
+    @property
+    def clock_share(self) -> float:
+        """Share of the cold full-load clock that power, heat and faults leave."""
+        p = self.p
+        loss = 1.0 - p.sustained
+        heat = HEAT_SHARE * loss * (self.temperature - 28.0) / 39.0
+        share = 1.0 - (1.0 - HEAT_SHARE) * loss * self.warm - heat
+        return float(
+            max(0.0, share)
+            * (p.limit_w / p.rated_limit_w) ** LIMIT_EXPONENT
+            * (self.throttle * (1.0 - p.power_brake)) ** THROTTLE_EXPONENT
+            * (1.0 - p.clock_loss)
+        )
+
+    @property
+    def cold_clock_mhz(self) -> float:
+        """SM clock at which the card reaches its cold FP16 rate."""
+        p = self.p
+        return p.fp16_tflops * 1e6 / (p.sm_count * p.flop_per_clk_sm_fp16 * p.tensor_efficiency)
+
+    @property
+    def clock_mhz(self) -> float:
+        """SM clock now."""
+        return self.cold_clock_mhz * self.clock_share if self.load else IDLE_CLOCK_MHZ
+
+    def rate(self, kind: str, at: float) -> float:
+        """Return the TFLOPS of a batch of matrix products, `at` seconds into a load."""
+        p = self.p
+        cold = p.fp16_tflops * (2.0 if p.accumulate == "fp16" else 1.0) if kind == "fp16" else p.fp32_tflops
+        pulse = 1.0 if p.pulse >= 1.0 or at % 10.0 < 10.0 * p.pulse else 0.5
+        share = (1.0 - p.slowdown) * (1.0 - p.cpu_interference * self.cpu_load) * pulse
+        return cold * self.clock_share * share * (1.0 + self.rng.gauss(0.0, p.rate_noise))
+
+    def meter_w(self) -> float:
+        """Return one sample of the power meter."""
+        p = self.p
+        if p.overshoot and self.load >= 1.0 and self.rng.random() < 0.02:  # noqa: PLR2004 - now and then
+            return p.limit_w * (1.0 + p.overshoot)
+        return self.power * (1.0 + self.rng.gauss(0.0, p.power_noise))
+
+    def link_gen(self, now: float) -> int:
+        """Return the link's generation at this moment."""
+        p = self.p
+        full = min(p.pcie_gen, p.card_gen, p.slot_gen)
+        if self.load:
+            into = now - self.busy_since
+            dropped = DROP_AT_S <= into < DROP_AT_S + p.link_drops_s
+            return full if into >= p.link_rise_s and not dropped else 1
+        return full if now - self.idle_since < LINK_SLEEP_S else 1
+
+    def wrong_now(self) -> bool:
+        """Say whether a product made at this temperature may be wrong."""
+        return self.p.always_wrong or (self.p.flips_per_s > 0 and self.temperature > self.p.flip_above_c)
+
+
+@dataclass(slots=True)
+class When:
+    """When a fault is there: from a time or the first run of a load; while hot; or coming and going."""
+
+    from_s: float = 0.0
+    during: str = ""
+    above_c: float | None = None
+    on_s: float = 0.0
+    off_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Change:
+    """A parameter of a part that a fault sets while it is there, and what it was."""
+
+    part: Part
+    parameter: str
+    value: object
+    when: When = field(default_factory=When)
+    gpu: GpuState | None = None
+    began: float | None = None
+    healthy: object = None
+
+
+@dataclass(slots=True)
+class LogLine:
+    """One record of the kernel log."""
+
+    at: float
+    priority: int
+    message: str
+    device: str = ""
+
+
+class ScriptClock:
+    """The clock of a load script: sleeping makes the script wait while the machine goes on."""
+
+    def __init__(self, machine: "Machine") -> None:
+        """Take the machine whose time it shows."""
+        self._machine = machine
+        self.resume_at = machine.now
+
+    def now(self) -> dt.datetime:
+        """Return the wall-clock time, UTC."""
+        return self._machine.started + dt.timedelta(seconds=self.monotonic())
+
+    def monotonic(self) -> float:
+        """Return the seconds at which the script stands: at most a tick behind the machine."""
+        return self.resume_at
+
+    def sleep(self, seconds: float) -> None:
+        """Make the script wait."""
+        self.resume_at = self.monotonic() + seconds
+
+
+Body = Callable[[ScriptClock], Generator[Record, None, None]]
+
+
+class Script:
+    """A load script in virtual time: the generator that the child runs, resumed when its time has come."""
+
+    def __init__(self, name: str, body: Body, machine: "Machine") -> None:
+        """Prepare a script; `Machine.scripts` starts it."""
+        self.name, self.records, self.death = name, list[Record](), ""
+        self.clock = ScriptClock(machine)
+        self._generator = body(self.clock)
+        self.ended = False
+
+    def resume(self, now: float) -> None:
+        """Let it work until it waits for a time after `now`, or ends."""
+        while not self.ended and self.clock.resume_at <= now + 1e-9:
+            try:
+                self.records.append(next(self._generator))
+            except StopIteration:
+                self.ended = True
+            except Unmeasurable as error:
+                self.ended, self.death = True, str(error)
+
+    def close(self) -> None:
+        """End it."""
+        self._generator.close()
+        self.ended = True
+
+
+class Machine:
+    """A machine with its parts, its time and what runs on it."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a machine, all by name
+        self,
+        *,
+        seed: str,
+        noise: int = 0,
+        cpu: Cpu,
+        host: Host,
+        gpus: list[Gpu],
+        drives: dict[str, Drive],
+        nics: dict[str, Nic],
+        vllm: Vllm,
+        llamacpp: LlamaCpp,
+    ) -> None:
+        """Boot: everything idle, the log filled by the boot; `noise` is the run on the machine `seed`."""
+        self.noise = f"{seed}/{noise}" if noise else seed
+        self.seed, self.now, self.cpu_load = seed, 0.0, 0.0
+        self.started = START
+        self.cpu, self.host, self.drives, self.nics, self.vllm, self.llamacpp = cpu, host, drives, nics, vllm, llamacpp
+        places = buses(len(gpus))
+        self.gpus = [
+            GpuState(i, gpu, place, host.room_c, self.noise)
+            for i, (gpu, place) in enumerate(zip(gpus, places, strict=True))
+        ]
+        self.running: list[str] = []
+        self.changes: list[Change] = []
+        self.scripts: list[Script] = []
+        self.written: dict[str, str] = {}
+        self.preheat_c = 0.0
+        self.cpu_busy_s = 0.0
+        self.moved = {name: {"read": 0, "write": 0} for name in drives}
+        self.flapped = dict.fromkeys(nics, 0)
+        self.mounts: dict[str, str] = {}
+        self.bandwidth_gbs = 0.0
+        self.log = [
+            LogLine(-UPTIME_S, 5, f"Linux version {host.kernel} (buildd@host) (gcc 13.3.0)"),
+            LogLine(-UPTIME_S, 6, f"Command line: {host.cmdline}"),
+            LogLine(
+                -UPTIME_S + 1, 6, "acpi PNP0A08:00: _OSC: OS now controls [PCIeHotplug PME AER PCIeCapability LTR]"
+            ),
+        ]
+
+    def random(self, what: str) -> random.Random:
+        """Return the noise of one thing: the same for the same seed and run, whatever else is asked."""
+        return random.Random(f"{self.noise}/{what}")  # noqa: S311 - noise of a model
+
+    def part(self, name: str) -> Part | None:
+        """Return a part by its scenario name: `gpu2`, `cpu`, `host`, `nvme0`, `nic0`, `vllm`, `llamacpp`."""
+        named: dict[str, Part] = {"cpu": self.cpu, "host": self.host, "vllm": self.vllm, "llamacpp": self.llamacpp}
+        named |= {f"gpu{g.index}": g.p for g in self.gpus}
+        return (named | self.drives | self.nics).get(name)
+
+    def say(self, message: str, *, priority: int = 6, device: str = "") -> None:
+        """Write a line into the kernel log."""
+        self.log.append(LogLine(self.now, priority, message, device))
+
+    # time ------------------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass: the model steps, faults come and go, scripts do their work."""
+        end = self.now + seconds
+        while self.now < end - 1e-9:
+            step = min(TICK, end - self.now)
+            self._step(step)
+            self.now += step
+            if self.changes:
+                self._apply()
+            for script in tuple(self.scripts):
+                script.resume(self.now)
+
+    def _step(self, seconds: float) -> None:
+        cpu_c = self.cpu_load * self.cpu.power_w * PREHEAT_C_PER_W
+        self.preheat_c += (cpu_c - self.preheat_c) * min(1.0, seconds / 10.0)
+        self.cpu_busy_s += self.cpu_load * seconds
+        ambient = self.host.room_c + self.preheat_c
+        for gpu in self.gpus:
+            gpu.cpu_load = self.cpu_load
+            gpu.step(seconds, ambient)
+            if gpu.load:
+                self._events(gpu, seconds)
+        if self.running:
+            self._flap()
+
+    def _events(self, gpu: GpuState, seconds: float) -> None:
+        """Count and log what goes wrong on a GPU's link and in its driver under load."""
+        p, before = gpu.p, int(gpu.corrected)
+        gpu.corrected += p.aer_corrected_per_min * seconds / 60.0
+        gpu.replays += p.replays_per_min * seconds / 60.0
+        for _ in range(before, int(gpu.corrected)):
+            self._log_aer(gpu, "Correctable", "RxErr")
+        if p.aer_uncorrected > gpu.uncorrected:
+            gpu.uncorrected = p.aer_uncorrected
+            self._log_aer(gpu, "Uncorrectable (Non-Fatal)", "TLP")
+        if p.xid and "xid" not in gpu.shown:
+            gpu.shown.add("xid")
+            text = f"NVRM: Xid (PCI:{gpu.address[:-2]}): {p.xid}, pid='<unknown>', name=<unknown>"
+            self.say(text, priority=3, device=gpu.address)
+
+    def _log_aer(self, gpu: GpuState, severity: str, kind: str) -> None:
+        if not self.host.aer_armed:
+            return
+        port, own = gpu.port, gpu.address
+        seen = own if gpu.p.aer_side == "gpu" else port
+        self.say(f"pcieport {port}: AER: {severity} error message received from {seen}", priority=4, device=port)
+        self.say(f"nvidia {seen}: PCIe Bus Error: severity={severity}, type=Physical Layer, (Receiver ID)",
+                 priority=4, device=seen)  # fmt: skip
+        self.say(f"nvidia {seen}:    [ 0] {kind}                  (First)", priority=4, device=seen)
+
+    def _flap(self) -> None:
+        for name, nic in self.nics.items():
+            for _ in range(self.flapped[name], nic.flaps):
+                self.say(f"ixgbe 0000:42:00.0 {nic.interface}: NIC Link is Down")
+                self.say(f"ixgbe 0000:42:00.0 {nic.interface}: NIC Link is Up 10 Gbps, Flow Control: None")
+            self.flapped[name] = max(self.flapped[name], nic.flaps)
+
+    # faults ----------------------------------------------------------------------------------
+
+    def plan(self, change: Change) -> None:
+        """Take a fault's change; it is applied as soon as its time has come."""
+        same = (c.healthy for c in self.changes if c.part is change.part and c.parameter == change.parameter)
+        change.healthy = next(same, getattr(change.part, change.parameter))
+        self.changes.append(change)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Set each parameter to what the last planned of the faults that are there makes it, else back."""
+        wanted: dict[tuple[int, str], tuple[Change, object]] = {}
+        for change in self.changes:
+            place, there = (id(change.part), change.parameter), self._is_there(change)
+            if there or place not in wanted:
+                wanted[place] = change, change.value if there else change.healthy
+        for change, value in wanted.values():
+            if getattr(change.part, change.parameter) != value:
+                setattr(change.part, change.parameter, value)
+
+    def _is_there(self, change: Change) -> bool:
+        when = change.when
+        if change.began is None and self.now >= when.from_s and self._runs(when.during):
+            change.began = self.now
+        if change.began is None:
+            return False
+        if when.above_c is not None and (change.gpu is None or change.gpu.temperature <= when.above_c):
+            return False
+        return not when.off_s or (self.now - change.began) % (when.on_s + when.off_s) < when.on_s
+
+    def _runs(self, load: str) -> bool:
+        """Say whether a load runs; `combined` is the burn of GPUs and CPUs together, '' is any time."""
+        wanted = {"combined": {"burn", "stress-ng"}, "": set[str]()}.get(load, {load})
+        return wanted <= set(self.running)
+
+    # loads -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def runs(self, name: str, loads: Mapping[int, float] | None = None, cpu: float | None = None) -> Iterator[None]:
+        """Have something run: its name, the share of full load by GPU, the share of the CPUs."""
+        self.running.append(name)
+        if cpu is not None:
+            self.cpu_load = cpu
+        if self.changes:
+            self._apply()
+        for index, share in (loads or {}).items():
+            self._load(self.gpus[index], share)
+        try:
+            yield
+        finally:
+            self.running.remove(name)
+            for index in loads or {}:
+                self._load(self.gpus[index], 0.0)
+            if cpu is not None:
+                self.cpu_load = 0.0
+
+    def _load(self, gpu: GpuState, share: float) -> None:
+        reached = share if gpu.p.load_starts and gpu.p.present and not gpu.p.lost else 0.0
+        if reached and not gpu.load:
+            gpu.busy_since = self.now
+        if gpu.load and not reached:
+            gpu.idle_since = self.now
+        gpu.load = reached
+
+
+def buses(count: int) -> list[tuple[str, str]]:
+    """Return the PCI addresses of `count` GPUs and of the root ports above them, in the order of the bus.
+
+    Four are at 01, 41, 81 and c1, as on the commissioned machine; up to 64 share the bus evenly.
+    """
+    slots = max(4, 1 << (count - 1).bit_length()) if count else 4
+    step = 256 // slots
+    return [(f"0000:{i * step + 1:02x}:00.0", f"0000:{i * step:02x}:01.1") for i in range(count)]

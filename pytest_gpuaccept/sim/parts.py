@@ -1,0 +1,233 @@
+"""The parts of a simulated machine: every parameter with its unit, range and default.
+
+A parameter is what a scenario may override and what a fault changes. State that moves with time is
+machine.py's. Defaults marked [E] are estimates; docs/simulation.md says where the others come from.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0, le=10**6)]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+Celsius = Annotated[float, Field(ge=-40, le=150, allow_inf_nan=False)]
+Watts = Annotated[float, Field(ge=0, le=2000, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Lanes = Literal[1, 2, 4, 8, 16]
+Gen = Annotated[int, Field(ge=1, le=6)]
+
+
+class Part(BaseModel):
+    """Base of all parts: strict values, no unknown parameter."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Gpu(Part):
+    """One GPU with its slot."""
+
+    name: Text = "NVIDIA Simulated"
+    pci_device_id: Annotated[str, Field(pattern="^[0-9a-f]{4}$")] = "2684"
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")] = "8.9"
+    memory_mib: Annotated[int, Field(ge=1, le=10**6)] = 24564
+    sm_count: Annotated[int, Field(ge=1, le=1000)] = 128
+    flop_per_clk_sm_fp16: Annotated[int, Field(ge=1, le=100_000)] = 512
+    present: bool = True
+    lost: Annotated[bool, Field(description="fallen off the bus: NVML answers GPU_IS_LOST")] = False
+    runs_on: Annotated[int, Field(ge=-1, le=63, description="GPU that a load for this one reaches; -1: itself")] = -1
+    persistence: bool = True
+    ecc: Annotated[bool, Field(description="reports ECC counters")] = False
+
+    limit_w: Annotated[Watts, Field(description="power limit set")] = 450.0
+    rated_limit_w: Annotated[Watts, Field(gt=0, description="limit at which the compute rates below hold")] = 450.0
+    default_limit_w: Annotated[Watts, Field(description="power limit of the board after a reset")] = 450.0
+    idle_w: Watts = 20.0
+    overshoot: Annotated[Share, Field(description="single samples of the meter this share above the limit")] = 0.0
+    power_brake: Annotated[Share, Field(description="share of the power that an external brake takes away")] = 0.0
+
+    resistance_c_per_w: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.0831
+    airflow: Annotated[
+        Factor, Field(description="multiplies the thermal resistance: 1 free, 2 blocked or fan dead")
+    ] = 1.0
+    tau_s: Annotated[float, Field(gt=0.2, le=1000, allow_inf_nan=False)] = 10.0
+    target_c: Annotated[Celsius, Field(description="thermal target that the governor holds")] = 83.0
+    shutdown_c: Celsius = 95.0
+
+    fp16_tflops: Annotated[Rate, Field(description="FP16 product, FP32 accumulate, cold")] = 167.0
+    fp32_tflops: Rate = 58.0
+    sustained: Annotated[Share, Field(description="rate after minutes of load over the cold rate")] = 0.965
+    tensor_efficiency: Annotated[Share, Field(description="share of FLOP/clk/SM that the kernel reaches")] = 0.955
+    slowdown: Annotated[Share, Field(description="share of every compute rate that is lost, at full clock")] = 0.0
+    clock_loss: Annotated[Share, Field(description="share of the clock that is lost, and the rates with it")] = 0.0
+    cpu_interference: Annotated[Share, Field(description="share of the rate that is lost while all CPUs work")] = 0.0
+    accumulate: Annotated[Literal["fp32", "fp16"], Field(description="fp16 doubles the rate of GeForce cards")] = "fp32"
+    load_starts: Annotated[bool, Field(description="a load that is started also reaches the GPU")] = True
+    pulse: Annotated[Share, Field(description="share of each burn that runs at full rate, the rest at half")] = 1.0
+    rate_noise: Annotated[Share, Field(description="standard deviation of a batch's rate")] = 0.002
+    power_noise: Annotated[Share, Field(description="standard deviation of a power sample")] = 0.0015
+
+    flips_per_s: Annotated[Factor, Field(description="wrong products per second under load")] = 0.0
+    flip: Annotated[Literal["bit", "nan", "stripe"], Field(description="what a wrong product looks like")] = "bit"
+    flip_bit: Annotated[int, Field(ge=0, le=15)] = 0
+    flip_above_c: Annotated[Celsius, Field(description="products are wrong only above this temperature")] = -40.0
+    always_wrong: Annotated[bool, Field(description="every product is wrong in the same way, the first included")] = (
+        False
+    )
+    detector_blind: Annotated[
+        bool, Field(description="the device does not compare: the rehearsed flip is not found")
+    ] = False
+
+    pcie_gen: Annotated[Gen, Field(description="generation under load")] = 4
+    pcie_width: Lanes = 16
+    card_gen: Annotated[Gen, Field(description="highest generation of the card itself")] = 4
+    slot_gen: Annotated[Gen, Field(description="highest generation of the slot")] = 4
+    link_rise_s: Annotated[Seconds, Field(description="time from load to full generation")] = 0.2
+    link_drops_s: Annotated[Seconds, Field(description="time at Gen1 in the middle of each load")] = 0.0
+    h2d_gbs: Rate = 26.2
+    d2h_gbs: Rate = 26.3
+    pageable_gbs: Rate = 9.0
+    staged_gbs: Annotated[Rate, Field(description="copy to another GPU through the host")] = 20.5
+    vram_gbs: Rate = 920.0
+    copy_corrupts: Annotated[bool, Field(description="one byte of each copy arrives wrong")] = False
+
+    aer_corrected_per_min: Annotated[
+        Rate, Field(description="corrected PCIe errors per minute while the link is busy")
+    ] = 0.0
+    aer_side: Annotated[Literal["gpu", "port"], Field(description="which link partner counts them")] = "gpu"
+    aer_uncorrected: Annotated[Count, Field(description="uncorrected PCIe errors, once")] = 0
+    aer_counters: Annotated[bool, Field(description="the kernel shows AER counters of this link")] = True
+    replays_per_min: Rate = 0.0
+    xid: Annotated[int, Field(ge=0, le=200, description="Xid that the driver logs, once; 0 for none")] = 0
+    ecc_uncorrected: Annotated[Count, Field(description="uncorrected memory errors, once")] = 0
+    temperature_sensor: Literal["ok", "unsupported", "zero"] = "ok"
+    throttle_counters: Annotated[bool, Field(description="the driver reports throttle time")] = True
+
+
+class Cpu(Part):
+    """Processor and memory."""
+
+    model: Text = "AMD EPYC 7542 32-Core Processor"
+    cores: Annotated[int, Field(ge=1, le=1024)] = 32
+    threads: Annotated[int, Field(ge=1, le=4096)] = 64
+    offline: Annotated[Count, Field(description="CPUs present but offline")] = 0
+    power_w: Watts = 225.0
+    dimms: Annotated[int, Field(ge=0, le=64)] = 8
+    dimm_gib: Annotated[int, Field(ge=1, le=1024)] = 64
+    dimm_mts: Annotated[int, Field(ge=100, le=20_000)] = 2666
+    wrong_results: Annotated[Count, Field(description="verification failures of stress-ng")] = 0
+    idle_cpus: Annotated[Count, Field(description="CPUs that the burn does not reach")] = 0
+    burn_ends_after: Annotated[Share, Field(description="share of the asked time that stress-ng runs")] = 1.0
+
+
+class Host(Part):
+    """Board, operating system, driver, delivered software, services, evidence channels."""
+
+    room_c: Annotated[Celsius, Field(description="air that the cards breathe, machine idle")] = 28.0
+    board_vendor: Text = "ASRockRack"
+    board_name: Text = "ROMED8-2T/BCM"
+    bios: Text = "P3.80"
+    os_id: Text = "ubuntu"
+    os_version: Text = "24.04"
+    kernel: Text = "6.8.0-107-generic"
+    cmdline: Text = "BOOT_IMAGE=/vmlinuz root=/dev/mapper/vg0-root ro quiet"
+    driver: Text = "590.48.01"
+    driver_loaded: bool = True
+    flavour: Literal["open", "proprietary"] = "open"
+    cuda_driver: Annotated[str, Field(pattern=r"^\d{1,2}\.\d{1,2}$")] = "13.1"
+    cuda_toolkit: Text = "13.2"
+    cudnn: Text = "9.20.0"
+    torch: Text = "2.10.0+cu128"
+    transformers: Text = "4.57.6"
+    log_readable: Annotated[
+        bool, Field(description="the kernel log can be read; if not, journalctl prints nothing")
+    ] = True
+    aer_armed: Annotated[bool, Field(description="the kernel controls AER")] = True
+    psu: Annotated[Text, Field(description="what a person sees who looks")] = ""
+    chassis: Annotated[Text, Field(description="what a person sees who looks")] = ""
+    prometheus: Annotated[Literal["up", "down", "stale"], Field(description="stale: answers, but scrapes nothing")] = (
+        "up"
+    )
+    exporter_gpus: Annotated[
+        int, Field(ge=-1, le=64, description="GPUs that the DCGM exporter covers; -1 for all")
+    ] = -1
+    exporter: bool = True
+    grafana: Literal["up", "down", "database"] = "up"
+    other_drives: Annotated[Count, Field(description="NVMe drives besides those of the profile")] = 0
+    lvm_free: Annotated[Share, Field(description="share of the volume group that is not allocated")] = 0.05
+
+
+class Drive(Part):
+    """One NVMe drive."""
+
+    present: bool = True
+    read_mbs: Rate = 4589.0
+    write_mbs: Rate = 4213.0
+    read_iops: Rate = 568_000.0
+    write_iops: Rate = 555_000.0
+    cache_gib: Annotated[Rate, Field(description="writes that the fast cache takes before the rate falls")] = 600.0
+    after_cache: Annotated[Share, Field(description="share of the write rate once the cache is full")] = 0.35
+    page_cached: Annotated[bool, Field(description="reads are answered from memory, direct I/O is ignored")] = False
+    error: Annotated[int, Field(ge=0, le=133, description="errno that fio reports")] = 0
+    interrupted: Annotated[bool, Field(description="fio ends half-way, with status 0")] = False
+    free_gib: Rate = 1700.0
+    noise: Annotated[Share, Field(description="standard deviation of a job's rate")] = 0.01
+
+
+class Nic(Part):
+    """One network interface."""
+
+    interface: Text = "eno1"
+    flaps: Annotated[Count, Field(description="carrier losses, once")] = 0
+    readable: bool = True
+
+
+class Vllm(Part):
+    """The delivered vLLM."""
+
+    version: Text = "0.19.0"
+    kernel: Annotated[Text, Field(description="family of the quantised layers' kernel")] = "marlin"
+    roofline: Annotated[Share, Field(gt=0, description="single-stream decode over the memory-bandwidth bound")] = 0.43
+    batch_gain: Annotated[Rate, Field(gt=0, description="output of 32 requests over single stream")] = 13.0
+    load_s: Seconds = 95.0
+    noise: Share = 0.01
+    starts: bool = True
+    degenerate: Annotated[bool, Field(description="repeats one token")] = False
+    unsteady: Annotated[bool, Field(description="greedy answers to one prompt differ")] = False
+    wrong_rank: Annotated[int, Field(ge=-1, le=63, description="rank that runs the slow kernel; -1 for none")] = -1
+    fallback: Annotated[Share, Field(description="share of the layers that fell back to the slow kernel")] = 0.0
+    eager: Annotated[bool, Field(description="runs without CUDA graphs")] = False
+    prefix_cache: Annotated[bool, Field(description="answers repeated prompts from its cache")] = False
+    log_only: Annotated[bool, Field(description="the workers do not tell their kernels, only the log does")] = False
+    first_token_s: Annotated[Seconds, Field(description="time to the first token of a short prompt [E]")] = 0.15
+    eos_after: Annotated[Count, Field(description="tokens after which every answer ends; 0 for as asked")] = 0
+    failing: Annotated[Share, Field(description="share of the requests that fail")] = 0.0
+    crashes_after: Annotated[Count, Field(description="requests answered before it dies; 0 for never")] = 0
+    hangs: Annotated[bool, Field(description="loads, and never answers")] = False
+
+
+class LlamaCpp(Part):
+    """The delivered llama.cpp."""
+
+    version: Text = "0.3.20"
+    roofline: Annotated[Share, Field(gt=0, description="decode over the bound of one GPU at a time")] = 0.84
+    prompt_toks: Annotated[Rate, Field(gt=0, description="prompt processing, tokens per second")] = 1568.0
+    load_s: Seconds = 10.8
+    offloaded: Annotated[Share, Field(description="share of the weights read per token that lies on GPUs")] = 1.0
+    gpu_build: Annotated[bool, Field(description="built with CUDA; a CPU build ignores n_gpu_layers")] = True
+    extra_splits: Annotated[Count, Field(description="graph splits by operations that fall back to the CPU")] = 0
+    noise: Share = 0.01
+    starts: bool = True
+    degenerate: Annotated[bool, Field(description="repeats one token")] = False
+    unsteady: Annotated[bool, Field(description="greedy answers to one prompt differ")] = False
+    eos_after: Annotated[Count, Field(description="tokens after which every answer ends; 0 for as asked")] = 0
+    failing: Annotated[Share, Field(description="share of the requests that fail")] = 0.0
+    crashes_after: Annotated[Count, Field(description="requests answered before it dies; 0 for never")] = 0
+
+
+PARTS: dict[str, type[Part]] = {
+    "gpu": Gpu, "cpu": Cpu, "host": Host, "drive": Drive, "nic": Nic, "vllm": Vllm, "llamacpp": LlamaCpp,
+}  # fmt: skip
+"""Name of a part -> its parameters."""

@@ -1,0 +1,174 @@
+"""The simulated world: the seam of the package's world.py, answered by the model.
+
+Owns nothing but the dispatch: files, tools, loads and NVML each have a module of their own.
+"""
+
+import contextlib
+import datetime as dt
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.profile import Profile
+from pytest_gpuaccept.sim import files, fio, stress, tools
+from pytest_gpuaccept.sim.build import build
+from pytest_gpuaccept.sim.loads import SCRIPTS
+from pytest_gpuaccept.sim.machine import START, TICK, Machine, Script
+from pytest_gpuaccept.sim.nvml import binding
+from pytest_gpuaccept.sim.scenario import Scenario
+from pytest_gpuaccept.world import Clock, Completed, Disk, Load, Record
+
+COMMAND_S = 0.05
+"""[E] Seconds that a small tool takes."""
+GIB = 2**30
+
+Command = Callable[[Machine, Sequence[str]], tuple[int, str, str]]
+COMMANDS: dict[str, Command] = {**tools.COMMANDS, "fio": fio.run, "stress-ng": stress.run}
+
+
+class SimClock:
+    """The machine's clock: sleeping lets its time pass."""
+
+    def __init__(self, machine: Machine) -> None:
+        """Take the machine whose time it shows."""
+        self._machine = machine
+
+    def now(self) -> dt.datetime:
+        """Return the wall-clock time, UTC."""
+        return self._machine.started + dt.timedelta(seconds=self._machine.now)
+
+    def monotonic(self) -> float:
+        """Return seconds since the machine was built."""
+        return self._machine.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let the machine's time pass."""
+        self._machine.advance(seconds)
+
+
+class SimLoad:
+    """A script at work; see the package's world.Load."""
+
+    def __init__(self, machine: Machine, script: Script) -> None:
+        """Take a script that the machine runs."""
+        self._machine, self._script = machine, script
+
+    def finish(self, *, timeout: float) -> list[Record]:
+        """Let time pass until it ends; raises Unmeasurable when it dies or outlasts `timeout` s."""
+        end = self._machine.now + timeout
+        while not self._script.ended and self._machine.now < end:
+            self._machine.advance(TICK)
+        if not self._script.ended:
+            message = f"{self._script.name} was still running after {timeout:g} s and was ended"
+            raise Unmeasurable(message)
+        return self.stop()
+
+    def stop(self) -> list[Record]:
+        """End it and return its records; raises Unmeasurable when it had died."""
+        self._script.close()
+        if self._script.death:
+            raise Unmeasurable(self._script.death)
+        return self._script.records
+
+
+class SimWorld:
+    """A simulated machine behind the seam."""
+
+    loads = frozenset(SCRIPTS)
+
+    def __init__(self, profile: Profile, scenario: Scenario, started: dt.datetime = START) -> None:
+        """Build the machine; raises InputError when the scenario does not fit it."""
+        self.machine = build(profile, scenario)
+        self.machine.started = started
+        self.clock: Clock = SimClock(self.machine)
+
+    def has(self, tool: str) -> bool:
+        """Say whether the machine has a command."""
+        return tool in COMMANDS
+
+    def command(self, argv: Sequence[str], *, timeout: float) -> Completed:
+        """Let a command run in virtual time; raises Unmeasurable when there is none or it takes too long."""
+        began = self.machine.now
+        if argv[0] not in COMMANDS:
+            message = f"{argv[0]} cannot be started: No such file or directory"
+            raise Unmeasurable(message)
+        status, out, err = COMMANDS[argv[0]](self.machine, argv)
+        self.machine.advance(COMMAND_S)
+        seconds = self.machine.now - began
+        if seconds > timeout:
+            message = f"{argv[0]} was still running after {timeout:g} s and was ended"
+            raise Unmeasurable(message)
+        return Completed(tuple(argv), status, out, err, seconds)
+
+    @contextlib.contextmanager
+    def start(self, script: str, params: Mapping[str, Any]) -> Iterator[Load]:
+        """Start a load in virtual time."""
+        if script not in SCRIPTS:
+            message = f"there is no load {script!r}"
+            raise Unmeasurable(message)
+        running = Script(script, partial(SCRIPTS[script], self.machine, params), self.machine)
+        self.machine.scripts.append(running)
+        running.resume(self.machine.now)
+        try:
+            yield SimLoad(self.machine, running)
+        finally:
+            running.close()
+            self.machine.scripts.remove(running)
+
+    def nvml(self) -> ModuleType:
+        """Return the real binding over the machine; raises Unmeasurable without a driver."""
+        return binding(self.machine)
+
+    def read(self, path: str) -> str:
+        """Return a text file of the machine, stripped; raises Unmeasurable with the cause."""
+        text = self.machine.written.get(path, files.text(self.machine, path))
+        if text is None:
+            message = f"{path} cannot be read: No such file or directory"
+            raise Unmeasurable(message)
+        return text.strip()
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in a folder of the machine; raises Unmeasurable with the cause."""
+        found = files.names(self.machine, path)
+        if found is None:
+            message = f"{path} cannot be listed: No such file or directory"
+            raise Unmeasurable(message)
+        return sorted(found)
+
+    def http(self, url: str, *, timeout: float) -> str:  # noqa: ARG002 - the seam's signature; no answer is slow
+        """Return what a server of the machine answers; raises Unmeasurable when none does."""
+        body = tools.http(self.machine, url)
+        if body is None:
+            message = f"{url} does not answer: Connection refused"
+            raise Unmeasurable(message)
+        return body
+
+    def look(self, subject: str) -> str:
+        """Return what somebody who looks at the simulated machine sees."""
+        seen = {"power supplies": self.machine.host.psu, "chassis": self.machine.host.chassis}.get(subject)
+        if not seen:
+            message = f"nobody described the {subject} of the simulated machine"
+            raise Unmeasurable(message)
+        return seen
+
+    def disk(self, path: str) -> Disk:
+        """Return what is behind a folder; raises Unmeasurable when no drive is mounted there."""
+        drive = self.machine.mounts.get(path)
+        if drive is None or not self.machine.drives[drive].present:
+            message = f"{path} is not a folder"
+            raise Unmeasurable(message)
+        number = list(self.machine.drives).index(drive)
+        return Disk(f"259:{number}", int(self.machine.drives[drive].free_gib * GIB))
+
+    @contextlib.contextmanager
+    def folder(self, parent: str | None = None) -> Iterator[str]:
+        """Make a folder; what was written in it is gone when the block is left."""
+        made = posixpath.join(parent or "/tmp", ".gpuaccept-simulated")  # noqa: S108 - a path of the simulated machine
+        try:
+            yield made
+        finally:
+            for path in [path for path in self.machine.written if path.startswith(f"{made}/")]:
+                del self.machine.written[path]
