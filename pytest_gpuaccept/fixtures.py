@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_gpuaccept.faces import Face, ItemState, Readings
     from pytest_gpuaccept.run import Run
+    from pytest_gpuaccept.simulate import Simulation
     from pytest_gpuaccept.verdict import Verdict
 
 RUN = pytest.StashKey["Run"]()
@@ -20,9 +21,9 @@ STATE = pytest.StashKey["ItemState"]()
 
 
 def _run(request: pytest.FixtureRequest) -> "Run":
-    run = request.config.stash.get(RUN, None)
+    run = request.node.stash.get(RUN, None) or request.config.stash.get(RUN, None)
     if run is None:
-        pytest.skip("needs a machine: run with --hw=PROFILE")
+        pytest.skip("needs a machine: run with --hw=PROFILE, or mark the test simulated")
     return run
 
 
@@ -39,6 +40,18 @@ def spec(request: pytest.FixtureRequest) -> "ItemState":
     _run(request)
     state: ItemState = request.node.stash[STATE]
     return state
+
+
+@pytest.fixture
+def simulated(request: pytest.FixtureRequest) -> "Simulation":
+    """The test's own simulated machine: `simulated.sign_off()`, `simulated.verdict(line, device)`."""
+    run = request.node.stash.get(RUN, None)
+    if run is None:
+        message = 'the fixture needs the marker beside it: @pytest.mark.simulated("4x4090")'
+        raise pytest.UsageError(message)
+    from pytest_gpuaccept.simulate import Simulation  # noqa: PLC0415 - only in simulated tests
+
+    return Simulation(run)
 
 
 @pytest.fixture

@@ -18,14 +18,17 @@ from pytest_gpuaccept.fixtures import (  # noqa: F401 - found here by pytest
     llamacpp_engine,
     nic,
     nvme,
+    simulated,
     spec,
     vllm_engine,
 )
 
 if TYPE_CHECKING:
     from pytest_gpuaccept.session import Session
+    from pytest_gpuaccept.simulated_tests import SimulatedTests
 
 SESSION: "pytest.StashKey[Session]" = pytest.StashKey()
+SIMULATED: "pytest.StashKey[SimulatedTests]" = pytest.StashKey()
 
 HW = "Profile of the ordered machine: a name, a path, or <N>x<card>; switches the plugin on"
 REPLAY = "Judge what this evidence bundle recorded instead of measuring"
@@ -55,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker; with --hw, load the profile and the source of values."""
     config.addinivalue_line("markers", "spec(*lines): spec lines, by id or pattern, that this test decides")
+    config.addinivalue_line("markers", "simulated(profile, scenario): gives this test a simulated machine of its own")
     if config.option.hw is None:
         if config.option.hw_replay or config.option.hw_sim:
             message = "--hw-replay and --hw-sim need --hw=PROFILE: what was ordered?"
@@ -79,13 +83,25 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one item of each spec line on each ordered device."""
-    if session := metafunc.config.stash.get(SESSION, None):
+    if metafunc.definition.get_closest_marker("simulated"):
+        _simulated_tests(metafunc.config).parametrize(metafunc)
+    elif session := metafunc.config.stash.get(SESSION, None):
         session.parametrize(metafunc)
+
+
+def _simulated_tests(config: pytest.Config) -> "SimulatedTests":
+    from pytest_gpuaccept.simulated_tests import SimulatedTests  # noqa: PLC0415 - only with such tests
+
+    if SIMULATED not in config.stash:
+        config.stash[SIMULATED] = SimulatedTests(config)
+    return config.stash[SIMULATED]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the items by phase; refuse two tests for one line."""
+    """Order the items by phase; refuse two tests for one line; give simulated tests their machines."""
+    if simulated_tests := config.stash.get(SIMULATED, None):
+        simulated_tests.arrange(items)
     if session := config.stash.get(SESSION, None):
         session.arrange(items)
 

@@ -16,7 +16,7 @@ from pytest_gpuaccept.bench import Bench, Journal
 from pytest_gpuaccept.bundle import Bundle, read_bundle
 from pytest_gpuaccept.errors import InputError, Unmeasurable
 from pytest_gpuaccept.evidence import Record, Writer, write_whole
-from pytest_gpuaccept.measurement import NotMeasured, Outcome
+from pytest_gpuaccept.measurement import NotMeasured, Outcome, Provenance
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.profile import Profile, Waiver
 from pytest_gpuaccept.report import render_html
@@ -43,11 +43,12 @@ class NullJournal:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a run's values come from: a world, or a bundle recorded before."""
+    """Where a run's values come from: a world, or a bundle recorded before; `scenario` names a simulated one."""
 
     mode: Mode
     world: World | None = None
     bundle: Bundle | None = None
+    scenario: str = ""
 
     def stamp(self) -> str:
         """Return the words that a decision carries when nothing was measured here and now."""
@@ -190,7 +191,8 @@ def start(
     writer = Writer(folder, clock, _manifest(profile, catalogue, source), profile) if folder else None
     journal: Journal = writer or NullJournal()
     recorded = source.bundle.table() if source.bundle else None
-    bench = Bench(profile, catalogue, journal, source.world, recorded)
+    taken: Provenance = "simulated" if source.mode == "simulated" else "measured"
+    bench = Bench(profile, catalogue, journal, source.world, recorded, provenance=taken)
     return Run(profile, catalogue, bench, clock, source, writer)
 
 
@@ -226,12 +228,14 @@ def _manifest(profile: Profile, catalogue: Catalogue, source: Source) -> Record:
     }
     if source.bundle:
         manifest["origin"] = _origin(source.bundle)
+    if source.scenario:
+        manifest["scenario"] = source.scenario
     return manifest
 
 
 def _origin(bundle: Bundle) -> Record:
     first = bundle.manifest.get("origin", {})
-    kept = {key: bundle.manifest.get(key) for key in ("mode", "source", "started", "decision", "chain")}
+    kept = {key: bundle.manifest.get(key) for key in ("mode", "source", "scenario", "started", "decision", "chain")}
     return {**kept, **first, "flaws": list(bundle.flaws)}
 
 
@@ -249,8 +253,11 @@ def _fingerprint(source: Source) -> Mapping[str, str]:
     """Return what tells this machine from another; a replay keeps the one of its bundle."""
     if source.bundle:
         return dict(source.bundle.manifest.get("host", {}))
-    facts = {"hostname": platform.node(), "kernel": platform.release(), "architecture": platform.machine()}
-    sources = {"machine_id": "/etc/machine-id", "boot_id": "/proc/sys/kernel/random/boot_id"}
+    facts = {"architecture": platform.machine()}
+    sources = {
+        "hostname": "/proc/sys/kernel/hostname", "kernel": "/proc/sys/kernel/osrelease",
+        "machine_id": "/etc/machine-id", "boot_id": "/proc/sys/kernel/random/boot_id",
+    }  # fmt: skip
     for key, path in sources.items():
         try:
             facts[key] = source.world.read(path) if source.world else ""

@@ -3,35 +3,37 @@
 Owns what plugin.py's hooks do. Judges nothing; imported only when --hw is given.
 """
 
-import fnmatch
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
-from pytest_gpuaccept.errors import InputError, did_you_mean
+from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.evidence import row_verdict, verdict_row
-from pytest_gpuaccept.faces import FACES, ItemState, LineFailed
+from pytest_gpuaccept.expansion import Expansion, is_without_line, spec_key
+from pytest_gpuaccept.faces import ItemState, LineFailed
 from pytest_gpuaccept.fixtures import RUN, STATE
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import WORDS, summary_text
 from pytest_gpuaccept.run import Run, Source, open_bundle, start
+from pytest_gpuaccept.simulate import simulated
 from pytest_gpuaccept.verdict import Decision, Verdict, undecided
 from pytest_gpuaccept.world import LiveWorld, SystemClock
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 EVIDENCE_ROOT = "gpuaccept-evidence"
 KEEPS_ITS_STATUS = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
-NO_LINE = "no-line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Settings:
 
     profile: str
     replay: Path | None
+    scenario: str
     evidence: Path | None
     effort: str
     go_on: bool
@@ -50,20 +53,17 @@ class Settings:
 def settings(config: pytest.Config) -> Settings:
     """Resolve the options; raises UsageError for those that contradict each other."""
     option = config.option
-    replays = option.hw_replay or []
-    if len(replays) + len(option.hw_sim or []) > 1:
+    replays, scenarios = option.hw_replay or [], option.hw_sim or []
+    if len(replays) + len(scenarios) > 1:
         message = "two worlds at once: give one of --hw-sim and --hw-replay, once"
-        raise pytest.UsageError(message)
-    if option.hw_sim:
-        message = "--hw-sim: this version has no simulated machine yet; use --hw-replay=BUNDLE"
         raise pytest.UsageError(message)
     parallel = getattr(option, "numprocesses", None) or getattr(option, "tx", None) or hasattr(config, "workerinput")
     if (parallel or getattr(option, "dist", "no") != "no") and not replays:
-        message = "-n works with --hw-replay only: on live hardware parallel items disturb each other"
+        message = "-n works with --hw-replay only: items share one machine, live or simulated, and disturb each other"
         raise pytest.UsageError(message)
     folder = config.invocation_params.dir
     return Settings(
-        option.hw, _bundle_path(replays[0], folder) if replays else None,
+        option.hw, _bundle_path(replays[0], folder) if replays else None, "".join(scenarios),
         (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
         option.hw_effort, option.hw_go_on, folder, hasattr(config, "workerinput"),
     )  # fmt: skip
@@ -87,8 +87,9 @@ class Session:
         self.catalogue = Catalogue([*PROBES, *(probe for probes in extra for probe in probes)])
         s = self.settings
         self.profile = load_profile(s.profile, self.catalogue, s.folder, s.effort)
-        self.clock = SystemClock()
-        self.source = Source("replayed", bundle=open_bundle(s.replay)) if s.replay else Source("live", LiveWorld())
+        self.expansion = Expansion(self.profile, self.catalogue)
+        self.source = self._source()
+        self.clock = self.source.world.clock if self.source.world else SystemClock()
         self.folder = None if s.worker else s.evidence or self._new_folder()
         self.run: Run | None = None
         self.decision: Decision | None = None
@@ -98,54 +99,40 @@ class Session:
         self._restore: list[Callable[[], object]] = []
         config.stash[RUN] = start(self.profile, self.catalogue, self.clock, self.source, None)
 
+    def _source(self) -> Source:
+        s = self.settings
+        if s.replay:
+            return Source("replayed", bundle=open_bundle(s.replay))
+        if s.scenario:
+            return simulated(self.profile, s.scenario, s.folder)
+        return Source("live", LiveWorld())
+
     def _new_folder(self) -> Path:
         stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
         return self.settings.folder / EVIDENCE_ROOT / f"{self.profile.name}-{stamp}-{os.getpid()}"
 
     def header(self) -> str:
         """Return the line that pytest shows first."""
-        what = f"replay of {self.settings.replay}" if self.settings.replay else "this machine, live"
+        s = self.settings
+        what = (
+            f"replay of {s.replay}" if s.replay else f"SIMULATED, {s.scenario}" if s.scenario else "this machine, live"
+        )
         return f"gpuaccept: {self.profile.title} ({self.profile.name}), {what}; evidence in {self.folder}"
 
     # collection ------------------------------------------------------------------------------
 
     def parametrize(self, metafunc: pytest.Metafunc) -> None:
         """Make one item of each (line, device) that a test's spec marker names."""
-        marker = metafunc.definition.get_closest_marker("spec")
-        if marker is None:
-            self._parametrize_devices(metafunc)
-            return
-        where = metafunc.definition.nodeid
-        keys = [key for pattern in self._patterns(marker, where) for key in self._matching(pattern, where)]
-        params = [pytest.param(key, id="-".join(key)) for key in dict.fromkeys(keys)]
-        metafunc.fixturenames += [] if "spec" in metafunc.fixturenames else ["spec"]
-        metafunc.parametrize("spec", params or [pytest.param(None, id=NO_LINE)], indirect=True, scope="function")
-
-    def _parametrize_devices(self, metafunc: pytest.Metafunc) -> None:
-        for fixture in FACES.keys() & set(metafunc.fixturenames):
-            devices = self.profile.devices.get(FACES[fixture], ())
-            if len(devices) > 1:
-                metafunc.parametrize(fixture, devices, indirect=True)
-
-    def _patterns(self, marker: pytest.Mark, where: str) -> tuple[str, ...]:
-        if not marker.args or marker.kwargs or not all(isinstance(a, str) for a in marker.args):
-            self._mistakes.append(f"{where}: @pytest.mark.spec takes line ids or patterns, such as spec('gpu.gemm.*')")
-            return ()
-        return marker.args
-
-    def _matching(self, pattern: str, where: str) -> Iterator[tuple[str, str]]:
-        if not fnmatch.filter(self.catalogue.metrics, pattern):
-            near = did_you_mean(pattern, self.catalogue.metrics)
-            self._mistakes.append(f"{where}: spec {pattern!r} names no known line{near}")
-        return (key for key in self.catalogue.expected(self.profile) if fnmatch.fnmatch(key[0], pattern))
+        self.expansion.parametrize(metafunc)
 
     def arrange(self, items: list[pytest.Item]) -> None:
         """Drop tests that this profile has no line for, refuse what is amiss, order by phase."""
         expected = set(self.catalogue.expected(self.profile))
-        kept = [item for item in items if not _is_without_line(item)]
+        self._mistakes += self.expansion.mistakes
+        kept = [item for item in items if not is_without_line(item)]
         owners: dict[tuple[str, str], str] = {}
         for item in kept:
-            if key := _key(item):
+            if (key := spec_key(item)) and not item.get_closest_marker("simulated"):
                 if key not in expected:
                     self._mistakes.append(f"{item.nodeid}: {key!r} is no line and device of the profile")
                     continue
@@ -157,7 +144,7 @@ class Session:
         items[:] = sorted(kept, key=self._rank)
 
     def _rank(self, item: pytest.Item) -> int:
-        key = _key(item)
+        key = spec_key(item)
         return PHASES.index(self.catalogue.home(key[0]).phase) if key else len(PHASES)
 
     # running ---------------------------------------------------------------------------------
@@ -172,6 +159,7 @@ class Session:
             (self.folder.parent / ".gitignore").write_text("*\n")
         for kind, reason in self._before:
             self.run.note(kind, reason)
+        self.run.bench.begin()
         if self.source.world and not self.settings.go_on:
             self._preflight(self.run)
 
@@ -309,16 +297,6 @@ class Session:
         """Print the decision and where the report is, after everything else."""
         if self.decision and self.folder:
             self.write(f"{self.decision}  report: {self.folder / 'report.html'}")
-
-
-def _key(item: pytest.Item) -> tuple[str, str] | None:
-    spec = getattr(item, "callspec", None)
-    return spec.params.get("spec") if spec else None
-
-
-def _is_without_line(item: pytest.Item) -> bool:
-    spec = getattr(item, "callspec", None)
-    return spec is not None and "spec" in spec.params and spec.params["spec"] is None
 
 
 def _align(report: pytest.TestReport, verdict: Verdict) -> None:
