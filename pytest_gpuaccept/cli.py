@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_gpuaccept import __version__
+from pytest_gpuaccept import __version__, matrix, residuals
 from pytest_gpuaccept.bundle import Bundle, read_bundle
+from pytest_gpuaccept.detection import page as detection_page
+from pytest_gpuaccept.detection import sign_offs
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 from pytest_gpuaccept.probe import Catalogue
@@ -65,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("bundle", type=Path, help=FOLDER)
     page.set_defaults(run=_render)
 
+    faults = commands.add_parser("faults", help="the faults that a simulated machine can have")
+    faults.add_argument("name", nargs="?", metavar="FAULT", help="show the page of one, such as gpu.pcie.width")
+    faults.set_defaults(run=_faults)
+
+    proof = commands.add_parser("matrix", help="prove that every line of a profile can fail, fault by fault")
+    proof.add_argument("profiles", nargs="*", metavar="PROFILE", help="default: all known")
+    proof.add_argument("--table", action="store_true", help="print what every line says of its faults, as Markdown")
+    proof.set_defaults(run=_matrix)
+
+    left = commands.add_parser("residuals", help="what is left between the published figures and the simulated machine")
+    left.set_defaults(run=_residuals)
+
     init = commands.add_parser("init", help="copy acceptance/ and thresholds/ here, for editing")
     init.set_defaults(run=_init)
 
@@ -72,7 +86,20 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("figures", type=Path, help="TOML file of figures")
     figures.add_argument("bundle", type=Path, help="folder to write the bundle to")
     figures.set_defaults(run=_transcribe)
+
+    detection = commands.add_parser("detection", help="simulate healthy machines: false alarms, and losses found")
+    detection.add_argument("profile", nargs="?", default="4x4090", metavar="PROFILE", help="default: 4x4090")
+    detection.add_argument("--seeds", type=_count, default=3000, metavar="N", help="machines (default: 3000)")
+    detection.add_argument("--workers", type=_count, default=2, metavar="N", help="processes (default: 2)")
+    detection.set_defaults(run=_detection)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        message = f"{text!r} is not a number from 1"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,6 +174,30 @@ def _render(options: argparse.Namespace) -> int:
     return DEFECT if any("cut off" not in flaw for flaw in bundle.flaws) else 0
 
 
+def _faults(options: argparse.Namespace) -> int:
+    _say(matrix.page(options.name) if options.name else matrix.catalogue_text())
+    return 0
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    """Plant every fault in every profile; a line that cannot fail, or a verdict out of place, is a defect."""
+    catalogue, wrong = Catalogue(PROBES), 0
+    for name in options.profiles or known_profiles(Path.cwd()):
+        bed = matrix.Bed(load_profile(name, catalogue, Path.cwd()), catalogue)
+        flaws = [*matrix.flaws(bed)]
+        wrong += len(flaws)
+        summary = f"{name}: {len(list(bed.proofs()))} faults planted, {len(flaws)} out of place"
+        sys.stderr.write("\n".join([summary, *flaws, ""]))
+        if options.table:
+            sys.stdout.write(matrix.document(bed))
+    return DEFECT if wrong else 0
+
+
+def _residuals(_: argparse.Namespace) -> int:
+    _say(residuals.table(list(residuals.residuals(Catalogue(PROBES)))))
+    return 0
+
+
 def _init(_: argparse.Namespace) -> int:
     for name in ("acceptance", "thresholds"):
         target = Path.cwd() / name
@@ -161,4 +212,11 @@ def _init(_: argparse.Namespace) -> int:
 def _transcribe(options: argparse.Namespace) -> int:
     count = transcribe(options.figures, options.bundle, Catalogue(PROBES))
     _say(f"{count} figures in {options.bundle}, provenance published")
+    return 0
+
+
+def _detection(options: argparse.Namespace) -> int:
+    profile = load_profile(options.profile, Catalogue(PROBES), Path.cwd())
+    found = sign_offs(profile, options.seeds, options.workers)
+    sys.stdout.write(detection_page(found, SystemClock().now().date().isoformat()))
     return 0
