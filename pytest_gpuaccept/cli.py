@@ -9,10 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_gpuaccept import __version__, matrix, residuals
+from pytest_gpuaccept import __version__
 from pytest_gpuaccept.bundle import Bundle, read_bundle
-from pytest_gpuaccept.detection import page as detection_page
-from pytest_gpuaccept.detection import sign_offs
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 from pytest_gpuaccept.probe import Catalogue
@@ -20,6 +18,9 @@ from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import render_html, summary_text
 from pytest_gpuaccept.report.words import decision, word
 from pytest_gpuaccept.run import Source, open_bundle, render, start
+from pytest_gpuaccept.selfcheck import matrix, residuals
+from pytest_gpuaccept.selfcheck.detection import page as detection_page
+from pytest_gpuaccept.selfcheck.detection import sign_offs
 from pytest_gpuaccept.transcribe import transcribe
 from pytest_gpuaccept.world import SystemClock
 

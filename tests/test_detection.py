@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpuaccept.cli import main
-from pytest_gpuaccept.detection import (
+from pytest_gpuaccept.errors import InputError
+from pytest_gpuaccept.loader import SHIPPED
+from pytest_gpuaccept.selfcheck.detection import (
     ALARM_HEAD,
     BASELINE_RUNS,
     DETECTION_HEAD,
@@ -34,9 +36,7 @@ from pytest_gpuaccept.detection import (
     table,
     words,
 )
-from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.loader import SHIPPED
-from pytest_gpuaccept.matrix import sign_off
+from pytest_gpuaccept.selfcheck.matrix import sign_off
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

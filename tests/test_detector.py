@@ -172,6 +172,13 @@ def test_a_sampled_element_that_is_wrong_is_refused(place):
     assert flaw == "1 of 16 sampled elements differ from float64"
 
 
+def test_a_nan_among_the_samples_differs_from_float64():
+    """No comparison with a NaN is true, so that one which asks for larger than the bound would pass it."""
+    wrong = GOLDEN.copy()
+    wrong[7, 14] = np.nan
+    assert detector.golden_flaw(np, *inputs(0), wrong) == "1 of 16 sampled elements differ from float64"
+
+
 def test_an_element_between_the_samples_escapes_float64():
     """That is the gap which the second place on the chip closes."""
     assert detector.golden_flaw(np, *inputs(0), flipped(GOLDEN, 3, 5, 14)) == ""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import engines
+from pytest_gpuaccept.probes import engine_load, engines, llamacpp, vllm
 from pytest_gpuaccept.profile import Profile
 
 FUZZ = settings(deadline=None, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -96,8 +96,8 @@ def llamacpp_records():
 
 
 PROBES = {
-    "vllm": (engines.VLLM_PARAMS, engines.VLLM_TAKEN, vllm_records),
-    "llamacpp": (engines.LLAMACPP_PARAMS, engines.LLAMACPP_TAKEN, llamacpp_records),
+    "vllm": (vllm.VLLM_PARAMS, vllm.VLLM_TAKEN, vllm_records),
+    "llamacpp": (llamacpp.LLAMACPP_PARAMS, llamacpp.LLAMACPP_TAKEN, llamacpp_records),
 }
 SPEEDS = {
     "vllm": ("vllm.single.decode", "vllm.single.e2e", "vllm.batch.output"),
@@ -135,7 +135,7 @@ def reduced(engine, params=None, /, **groups):
     """Return the outcomes by metric of a healthy engine's records, with some groups replaced."""
     _, taken, healthy = PROBES[engine]
     records = [record for group in {**healthy(), **groups}.values() for record in group]
-    return {o.metric: o for o in engines.reduce(site(engine, **params or {}), records, taken)}
+    return {o.metric: o for o in engine_load.reduce(site(engine, **params or {}), records, taken)}
 
 
 def test_a_healthy_vllm_gives_medians_with_their_spread():
@@ -193,7 +193,7 @@ def test_a_healthy_llamacpp_gives_its_speeds_with_the_proof_of_offload():
 )
 def test_a_family_needs_the_method_and_the_kernel(method, kernel, family):
     """A class name alone proves nothing, and a pair that is in no table is not guessed."""
-    assert engines.family(method, kernel) == family
+    assert vllm.family(method, kernel) == family
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_what_is_no_evidence_of_a_speed_costs_the_lines_that_rest_on_it(engine, 
 def test_graph_splits_are_read_in_the_words_of_newer_builds_too():
     """0.3.36 writes the splits behind the nodes, and a host buffer of CUDA's is no GPU's."""
     lines = ["CUDA0 model buffer size = 900.0 MiB", "CUDA_Host model buffer size = 100.0 MiB"]
-    found = engines.placement([*lines, "llama_context: graph: nodes = 2647, splits = 2"])
+    found = llamacpp.placement([*lines, "llama_context: graph: nodes = 2647, splits = 2"])
     assert (dict(found.gpus), found.cpu, found.splits, found.share) == ({"CUDA0": 900.0}, 100.0, 2, 0.9)
 
 
@@ -411,7 +411,7 @@ def test_any_json_is_an_outcome_or_a_reason(engine, records):
     whole = [record for group in healthy().values() for record in group]
     for lines in (records, [*whole, *records], [*records, *whole[len(records) :]]):
         with contextlib.suppress(Unmeasurable):
-            found = list(engines.reduce(site(engine), lines, taken))
+            found = list(engine_load.reduce(site(engine), lines, taken))
             assert [o.metric for o in found] == [metric.id for metric in taken]
             for o in found:
                 assert isinstance(o, NotMeasured) or isinstance(o.value, str) or 0 < o.value < math.inf
@@ -419,8 +419,8 @@ def test_any_json_is_an_outcome_or_a_reason(engine, records):
 
 
 @FUZZ
-@given(lines=st.lists(NEAR | st.text() | st.from_regex(engines.BUFFER) | st.from_regex(engines.SPLITS), max_size=6))
+@given(lines=st.lists(NEAR | st.text() | st.from_regex(llamacpp.BUFFER) | st.from_regex(llamacpp.SPLITS), max_size=6))
 def test_any_log_is_a_placement_or_a_reason(lines):
     """Whatever llama.cpp logs, weights are counted or nothing is said of them."""
     with contextlib.suppress(Unmeasurable):
-        assert 0 <= engines.placement(lines).share <= 1
+        assert 0 <= llamacpp.placement(lines).share <= 1

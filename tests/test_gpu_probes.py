@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpuaccept import matrix
 from pytest_gpuaccept.children.telemetry import READINGS, sample, telemetry
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.evidence import checked
@@ -17,6 +16,7 @@ from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import burn, gpu, rates
 from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
+from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.sim.nvml import binding
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
@@ -326,6 +326,12 @@ def test_the_sustained_rate_is_the_mean_of_the_last_half():
     assert burn.sustained_tflops(of(whole(*timed))) == pytest.approx(50.0)
 
 
+def test_time_between_batches_is_time():
+    """A card that stands still between its batches is as slow as it is, however fast each batch was."""
+    timed = [batch(t=t, tflop=10.0) for t in (0.0, 0.4, 0.8, 1.2)]
+    assert burn.sustained_tflops(of(whole(*timed))) == pytest.approx(20.0 / 0.5)
+
+
 def test_a_rate_of_an_idle_card_is_none():
     """A rate needs the proof that it was the card's."""
     with pytest.raises(Unmeasurable, match="did not reach"):
@@ -592,6 +598,55 @@ def test_a_load_that_writes_nothing_gives_no_reading(two, healthy, name):
     assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Measurement)]
 
 
+@pytest.mark.parametrize("name", ["gpu.links", "gpu.gemm"])
+def test_a_card_that_was_idle_meanwhile_has_no_rate_and_no_link(two, healthy, name):
+    """Records of a load prove nothing while the card's own utilisation says that it rested."""
+    records = copy.deepcopy(healthy[name])
+    for one in first(records, "telemetry"):
+        one["utilisation"] = 0
+    metric = {"gpu.links": "gpu.pcie.gen", "gpu.gemm": "gpu.gemm.fp16"}[name]
+    assert not isinstance(replayed(two, name, records).get((metric, "gpu0")), Measurement)
+
+
+def test_the_narrowest_width_counts(two, healthy):
+    """One sample of fewer lanes under load is a link that lost lanes, and the note says how often it was seen."""
+    records = copy.deepcopy(healthy["gpu.links"])
+    first(records, "telemetry")[15]["width"] = 8
+    width = replayed(two, "gpu.links", records)["gpu.pcie.width", "gpu0"]
+    assert width.value == 8
+    assert width.note.startswith("8 in 1 of ")
+
+
+def test_a_link_is_looked_at_once_it_had_time_to_rise(two, healthy):
+    """The first samples of a load are those of a link that wakes up, and do not count."""
+    outcomes = replayed(two, "gpu.links", healthy["gpu.links"])
+    assert (outcomes["gpu.pcie.gen", "gpu0"].value, outcomes["gpu.pcie.idle_gen", "gpu0"].value) == (4, 1)
+
+
+def test_cards_that_disagree_have_wrong_results(two, healthy):
+    """Two cards with two results prove neither: both have errors, although each agrees with itself."""
+    records = copy.deepcopy(healthy["gpu.burn"])
+    next(r for r in first(records, "burn") if r["kind"] == "golden")["checksum"] += 1
+    outcomes = replayed(two, "gpu.burn", records)
+    for device in ("gpu0", "gpu1"):
+        assert outcomes["gpu.burn.errors", device].value > 0
+        assert "no majority" in outcomes["gpu.burn.errors", device].note
+
+
+def test_a_combined_burn_without_the_cpus_is_none(two):
+    """When some CPUs rested there was no combined load, whatever the cards did."""
+    with pytest.raises(Unmeasurable, match="the CPUs were not loaded"):
+        list(burn.combined(site(two, text="healthy,fault=cpu.burn.idle")))
+
+
+def test_a_burn_goes_on_without_a_lost_card(two):
+    """The card that answers is burnt, the other one is said not to answer, and there is no total."""
+    outcomes = taken(burn.alone, site(two, text="healthy,fault=gpu0.lost"))
+    assert outcomes["gpu.burn.errors", "gpu0"].reason == "the driver shows no gpu0, or it does not answer"
+    assert outcomes["gpu.burn.errors", "gpu1"].value == 0
+    assert outcomes["gpu.burn.total", "host"].reason.startswith("gpu0: the driver shows no gpu0")
+
+
 def test_a_product_that_nobody_confirmed_has_no_rate(two, healthy):
     """A rate without a golden check is a rate of anything."""
     records = spoilt(healthy["gpu.gemm"], ALL_GONE)
@@ -629,6 +684,23 @@ def test_a_rate_is_the_median_with_spread_ceiling_and_conditions(two, healthy):
     assert plain.conditions["clock_mhz"] == round(clock.value)
 
 
+def test_totals_are_sums_of_the_cards_and_peaks_the_largest_sample(two, healthy):
+    """The machine's rate is the sum of its cards' rates, its power the largest sum of one moment."""
+    records = copy.deepcopy(healthy["gpu.burn"])
+    watched = first(records, "telemetry")
+    for one in watched:
+        one["power"] = 300.0
+    for one in watched[20:22]:
+        one["power"] = 470.0
+    outcomes = {key: outcome.value for key, outcome in replayed(two, "gpu.burn", records).items()}
+    rates_of = [outcomes["gpu.burn.tflops", device] for device in ("gpu0", "gpu1")]
+    assert outcomes["gpu.burn.total", "host"] == pytest.approx(sum(rates_of))
+    assert outcomes["gpu.burn.power_total", "host"] == 940.0
+    assert [outcomes["gpu.burn.power_peak", device] for device in ("gpu0", "gpu1")] == [470.0, 470.0]
+    assert outcomes["gpu.burn.start_temperature", "gpu0"] < outcomes["gpu.burn.temperature", "gpu0"]
+    assert outcomes["gpu.burn.plateau", "gpu0"] > 1.0
+
+
 def test_sums_need_every_card(two, healthy):
     """When one card has no window, the total of all is not that of the others."""
     records = copy.deepcopy(healthy["gpu.burn"])
@@ -656,6 +728,22 @@ def test_a_lost_card_keeps_its_place(profile, lost):
                 card(where, f"gpu{i}")
         else:
             assert found[f"gpu{i}"].bus_id == f"0000{machine.gpus[i].address.upper()}"
+
+
+def test_cards_are_counted_along_the_bus_whatever_the_drivers_order():
+    """gpu0 is the card with the lowest bus id, not the first that the driver names."""
+    places = ["00000000:C1:00.0", "00000000:01:00.0", "00000000:41:00.0"]
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda i: places[i],
+        nvmlDeviceGetPciInfo=lambda h: SimpleNamespace(busId=h),
+        nvmlDeviceGetUUID=lambda h: f"GPU-{h}",
+    )
+    found = cards(Site(SimpleNamespace(nvml=lambda: nvml), None, "host", {}, None))
+    assert [(device, c.bus_id) for device, c in found.items()] == list(
+        zip(["gpu0", "gpu1", "gpu2"], sorted(places), strict=True)
+    )
 
 
 def test_a_missing_card_is_named_by_its_absence(profile):

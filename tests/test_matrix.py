@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_gpuaccept import matrix
 from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
-from pytest_gpuaccept.matrix import PEER_GAPS, PROOFS, Bed, Proof
+from pytest_gpuaccept.selfcheck import matrix
+from pytest_gpuaccept.selfcheck.matrix import Bed
+from pytest_gpuaccept.selfcheck.proofs import PEER_GAPS, PROOFS, Proof
 from pytest_gpuaccept.sim.faults import FAULTS
 
 ACCEPTANCE = str(SHIPPED / "acceptance")

@@ -95,6 +95,16 @@ def test_a_partial_load_draws_its_share():
     assert made.gpus[0].capped_ns == 0
 
 
+def test_power_that_has_yet_to_fall_is_not_held_by_the_limit():
+    """At the end of a load the power is still high for a moment, and nothing holds the clock down."""
+    made = machine()
+    with made.runs("burn", {0: 1.0}):
+        made.advance(60.0)
+        assert made.gpus[0].at_limit
+    assert made.gpus[0].power == pytest.approx(450.0, rel=1e-3)
+    assert not made.gpus[0].at_limit
+
+
 def test_full_load_is_held_by_the_power_limit():
     """Time at the power limit is counted as capped, not as throttled by heat or brake."""
     gpu = burnt(60.0).gpus[0]
@@ -240,7 +250,13 @@ def test_an_idle_card_shows_its_idle_clock():
 
 @pytest.mark.parametrize(
     ("generations", "full"),
-    [({}, 4), ({"slot_gen": 3}, 3), ({"card_gen": 5, "slot_gen": 5, "pcie_gen": 5}, 5), ({"pcie_gen": 1}, 1)],
+    [
+        ({}, 4),
+        ({"slot_gen": 3}, 3),
+        ({"card_gen": 3}, 3),
+        ({"card_gen": 5, "slot_gen": 5, "pcie_gen": 5}, 5),
+        ({"pcie_gen": 1}, 1),
+    ],
 )
 def test_a_link_sleeps_at_gen1_and_wakes_under_load(generations, full):
     """Idle it is Gen1, full 0.2 s after the load began, still full 2 s after its end, then Gen1 again."""
@@ -313,6 +329,36 @@ def test_uncorrected_errors_and_an_xid_are_logged_once():
     ]
 
 
+@pytest.mark.parametrize("side", ["gpu", "port"])
+def test_a_link_error_names_the_partner_that_saw_it(side):
+    """Either end of a link may count its errors; the port reports both."""
+    made = machine({"aer_corrected_per_min": 60.0, "aer_side": side})
+    with made.runs("burn", {0: 1.0}):
+        made.advance(1.1)
+    gpu = made.gpus[0]
+    seen = gpu.address if side == "gpu" else gpu.port
+    first, second, _ = (line for line in made.log if line.priority == 4)
+    assert first.message == f"pcieport {gpu.port}: AER: Correctable error message received from {seen}"
+    assert second.message.startswith(f"nvidia {seen}: PCIe Bus Error: severity=Correctable")
+    assert (first.device, second.device) == (gpu.port, seen)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wrong"),
+    [
+        ({}, False),
+        ({"flips_per_s": 1.0}, True),
+        ({"flips_per_s": 1.0, "flip_above_c": 60.0}, True),
+        ({"flips_per_s": 1.0, "flip_above_c": 65.0}, False),
+        ({"flip_above_c": 60.0}, False),
+        ({"always_wrong": True, "flip_above_c": 65.0}, True),
+    ],
+)
+def test_products_may_be_wrong_where_the_card_flips_and_is_hot_enough(parameters, wrong):
+    """At 63.7 C a card that flips above 60 C may be wrong, one that flips above 65 C is not; a stuck one always is."""
+    assert burnt(300.0, **parameters).gpus[0].wrong_now() == wrong
+
+
 def test_a_kernel_that_does_not_control_aer_logs_nothing_of_it():
     """With AER left to the firmware the errors happen unseen."""
     made = machine({"aer_corrected_per_min": 60.0}, aer_armed=False)
@@ -327,6 +373,7 @@ def test_a_network_link_flaps_once_while_something_runs():
     made = machine()
     made.nics["nic0"].flaps = 2
     made.advance(1.0)
+    assert not [line for line in made.log if "NIC" in line.message]
     for _ in range(2):
         with made.runs("fio"):
             made.advance(1.0)

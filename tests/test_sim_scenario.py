@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpuaccept import matrix
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.profile import DeviceFacts, Line
+from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.sim.build import build
 from pytest_gpuaccept.sim.faults import FAULTS
 from pytest_gpuaccept.sim.machine import When

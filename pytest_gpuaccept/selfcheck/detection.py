@@ -17,12 +17,12 @@ from statistics import median
 from typing import NamedTuple
 
 from pytest_gpuaccept import __version__
-from pytest_gpuaccept.matrix import Key, sign_off
 from pytest_gpuaccept.measurement import Measurement, Unit, show
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.profile import Line, Profile, Severity
+from pytest_gpuaccept.selfcheck.matrix import Key, sign_off
 from pytest_gpuaccept.verdict import Verdict, Word, judge
 
 ALLOWANCE: Mapping[Unit, float] = {
