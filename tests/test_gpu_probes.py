@@ -163,6 +163,14 @@ def test_a_reading_that_failed_is_told_in_the_words_of_nvml():
     assert len(seen(taken).values("power")) == 300
 
 
+@pytest.mark.parametrize("failed", [None, "Not Supported", ["temperature"], {}])
+def test_a_reading_that_failed_without_a_reason_is_absent_all_the_same(failed):
+    """Where no reason can be read, the number of samples is the reason."""
+    taken = [{k: v for k, v in one.items() if k != "temperature"} | {"failed": failed} for one in samples()]
+    with pytest.raises(Unmeasurable, match="0 samples where 299 were due"):
+        seen(taken).values("temperature")
+
+
 def test_an_empty_window_is_no_reading():
     """Not one sample, however short the window."""
     with pytest.raises(Unmeasurable, match="0 samples where 1 were due"):
@@ -224,6 +232,7 @@ def test_a_card_without_utilisation_is_not_proven_loaded():
         ([{"kind": "device"}, batch()], "ran on None"),
         ([{"kind": "device", "uuid": "GPU-0"}], "timed 0 batches"),
         ([{"kind": "device", "uuid": "GPU-0"}, batch(), batch(seconds=0)], "not all took time"),
+        ([{"kind": "device", "uuid": "GPU-0"}, batch(seconds=1e-9)], "not all took time"),
         ([{"kind": "device", "uuid": "GPU-0"}, batch(seconds=float("nan"))], "seconds = nan, which is no amount"),
         ([{"kind": "device", "uuid": "GPU-0"}, batch(tflop="16")], "tflop = '16', which is no amount"),
         ([{"kind": "device", "uuid": "GPU-0"}, batch(t=None)], "t = None, which is no amount"),
@@ -637,6 +646,15 @@ def test_a_combined_burn_without_the_cpus_is_none(two):
     """When some CPUs rested there was no combined load, whatever the cards did."""
     with pytest.raises(Unmeasurable, match="the CPUs were not loaded"):
         list(burn.combined(site(two, text="healthy,fault=cpu.burn.idle")))
+
+
+def test_a_sensor_that_says_zero_gives_no_temperature_of_a_burn(two):
+    """Neither the peak, nor where it began, nor when it was flat; the rate needs no temperature."""
+    outcomes = taken(burn.alone, site(two, text="healthy,fault=gpu0.sensor.zero"))
+    for metric in ("gpu.burn.temperature", "gpu.burn.start_temperature", "gpu.burn.plateau"):
+        assert "says 0 C" in outcomes[metric, "gpu0"].reason
+        assert isinstance(outcomes[metric, "gpu1"], Measurement)
+    assert isinstance(outcomes["gpu.burn.tflops", "gpu0"], Measurement)
 
 
 def test_a_burn_goes_on_without_a_lost_card(two):

@@ -32,7 +32,7 @@ def machine(*gpus, seed="a seed", noise=0, **host):
 def burnt(seconds, **gpu):
     """Return a machine whose only GPU has been under full load for `seconds`, and still is."""
     made = machine(gpu)
-    made._load(made.gpus[0], 1.0)
+    made._load(made.gpus[0], begin=1.0)
     made.advance(seconds)
     return made
 
@@ -272,6 +272,26 @@ def test_a_link_sleeps_at_gen1_and_wakes_under_load(generations, full):
     made.advance(0.2)
     seen.append(gpu.link_gen(made.now))
     assert seen == [1, 1, full, full, 1]
+
+
+def test_a_link_that_is_awake_does_not_fall_asleep_for_the_next_load():
+    """A load that begins within 2 s of the last one finds the link at full generation."""
+    made = machine({})
+    with made.runs("copies", {0: 0.3}):
+        made.advance(1.0)
+    made.advance(1.0)
+    with made.runs("copies", {0: 0.3}):
+        assert made.gpus[0].link_gen(made.now) == 4
+
+
+def test_of_two_loads_on_one_card_the_heavier_counts_until_it_ends():
+    """The card stays loaded as long as one of them runs."""
+    made = machine({})
+    with made.runs("copies", {0: 0.3}):
+        with made.runs("burn", {0: 1.0}):
+            assert made.gpus[0].load == 1.0
+        assert made.gpus[0].load == 0.3
+    assert made.gpus[0].load == 0.0
 
 
 def test_a_link_that_drops_does_so_in_the_middle_of_each_load():

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 Record = dict[str, Any]
 SW_THERMAL_NS, HW_THERMAL_NS, BRAKE_NS = 269, 270, 271
 """NVML field ids of the throttle time counters, in ns (nvml.h)."""
+LEAST_PERIOD_S = 0.02
+"""NVML's own readings change no faster."""
 
 
 class Clock(Protocol):
@@ -27,7 +29,7 @@ def telemetry(nvml: Any, clock: Clock, *, uuids: Sequence[str], period_s: float)
     while True:
         for uuid in uuids:
             yield {"kind": "sample", "t": clock.monotonic(), "uuid": uuid, **_ask(nvml, handles, uuid)}
-        clock.sleep(period_s)
+        clock.sleep(max(period_s, LEAST_PERIOD_S))
 
 
 def _ask(nvml: Any, handles: dict[str, Any], uuid: str) -> Record:

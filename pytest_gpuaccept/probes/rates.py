@@ -47,7 +47,7 @@ def links(site: Site) -> Iterator[Outcome]:
     """
     own = card(site, site.device)
     seconds, period = float(site.params["seconds"]), float(site.params["period_s"])
-    idle = site.world.nvml().nvmlDeviceGetCurrPcieLinkGeneration(own.handle)
+    yield _idle_generation(site, own)
     job = {"uuid": own.uuid, "kinds": ["h2d"], "samples": 8, "sample_s": seconds / 8}
     with site.world.start("telemetry", {"uuids": [own.uuid], "period_s": period}) as watch:
         with site.world.start("copies", job) as load:
@@ -60,7 +60,14 @@ def links(site: Site) -> Iterator[Outcome]:
     gens, widths = seen.values("gen"), seen.values("width")
     yield site.measured(LINKS[0], int(worst(gens)), samples=len(gens), conditions=proof, note=_spread(gens))
     yield site.measured(LINKS[1], int(min(widths)), samples=len(widths), conditions=proof, note=_spread(widths))
-    yield site.measured(LINKS[2], int(idle))
+
+
+def _idle_generation(site: Site, own: Card) -> Outcome:
+    nvml = site.world.nvml()
+    try:
+        return site.measured(LINKS[2], int(nvml.nvmlDeviceGetCurrPcieLinkGeneration(own.handle)))
+    except nvml.NVMLError as error:
+        return NotMeasured(LINKS[2].id, site.device, str(error))
 
 
 def worst(values: Sequence[float]) -> float:

@@ -51,8 +51,8 @@ class GpuState:
 
     __slots__ = (
         "address", "brake_ns", "busy_since", "capped_ns", "corrected", "cpu_load", "energy_mj", "idle_since",
-        "index", "load", "p", "port", "power", "replays", "rng", "shown", "temperature", "thermal_ns", "throttle",
-        "uncorrected", "warm",
+        "index", "load", "loads", "p", "port", "power", "replays", "rng", "shown", "temperature", "thermal_ns",
+        "throttle", "uncorrected", "warm",
     )  # fmt: skip
 
     def __init__(self, index: int, part: Gpu, place: tuple[str, str], room_c: float, seed: str) -> None:
@@ -64,6 +64,7 @@ class GpuState:
         self.energy_mj, self.thermal_ns, self.brake_ns, self.capped_ns = 0.0, 0.0, 0.0, 0.0
         self.corrected, self.uncorrected, self.replays = 0.0, 0, 0.0
         self.load, self.busy_since, self.idle_since, self.cpu_load = 0.0, -1e9, -1e9, 0.0
+        self.loads: list[float] = []
         self.shown: set[str] = set()
 
     def step(self, seconds: float, ambient_c: float) -> None:
@@ -136,7 +137,8 @@ class GpuState:
         if self.load:
             into = now - self.busy_since
             dropped = DROP_AT_S <= into < DROP_AT_S + p.link_drops_s
-            return full if into >= p.link_rise_s and not dropped else 1
+            asleep = self.busy_since - self.idle_since >= LINK_SLEEP_S and into < p.link_rise_s
+            return 1 if asleep or dropped else full
         return full if now - self.idle_since < LINK_SLEEP_S else 1
 
     def wrong_now(self) -> bool:
@@ -391,18 +393,23 @@ class Machine:
         if self.changes:
             self._apply()
         for index, share in (loads or {}).items():
-            self._load(self.gpus[index], share)
+            self._load(self.gpus[index], begin=share)
         try:
             yield
         finally:
             self.running.remove(name)
-            for index in loads or {}:
-                self._load(self.gpus[index], 0.0)
+            for index, share in (loads or {}).items():
+                self._load(self.gpus[index], end=share)
             if cpu is not None:
                 self.cpu_load = 0.0
 
-    def _load(self, gpu: GpuState, share: float) -> None:
-        reached = share if gpu.p.load_starts and gpu.p.present and not gpu.p.lost else 0.0
+    def _load(self, gpu: GpuState, *, begin: float | None = None, end: float | None = None) -> None:
+        """Begin or end a load on a GPU; of several at once the heaviest counts."""
+        if begin is not None:
+            gpu.loads.append(begin)
+        elif end is not None:
+            gpu.loads.remove(end)
+        reached = max(gpu.loads, default=0.0) if gpu.p.load_starts and gpu.p.present and not gpu.p.lost else 0.0
         if reached and not gpu.load:
             gpu.busy_since = self.now
         if gpu.load and not reached:

@@ -59,7 +59,7 @@ class Gpu(Part):
     fp16_tflops: Annotated[Rate, Field(description="FP16 product, FP32 accumulate, cold")] = 167.0
     fp32_tflops: Rate = 58.0
     sustained: Annotated[Share, Field(description="rate after minutes of load over the cold rate")] = 0.965
-    tensor_efficiency: Annotated[Share, Field(description="share of FLOP/clk/SM that the kernel reaches")] = 0.955
+    tensor_efficiency: Annotated[Share, Field(gt=0, description="share of FLOP/clk/SM that the kernel reaches")] = 0.955
     slowdown: Annotated[Share, Field(description="share of every compute rate that is lost, at full clock")] = 0.0
     clock_loss: Annotated[Share, Field(description="share of the clock that is lost, and the rates with it")] = 0.0
     cpu_interference: Annotated[Share, Field(description="share of the rate that is lost while all CPUs work")] = 0.0
