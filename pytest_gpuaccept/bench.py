@@ -7,7 +7,7 @@ evidence. Must not judge: what an outcome is worth is verdict.py's business.
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.evidence import TWICE, checked
@@ -60,6 +60,7 @@ class Bench:
         self._journal, self._world, self._provenance = journal, world, provenance
         self._done: set[tuple[str, str]] = set()
         self._before: dict[tuple[str, str], object] = {}
+        self._memory: dict[str, Any] = {}
         self.hold = ""
         self.table: dict[tuple[str, str], Outcome] = {}
         for outcome in (recorded or {}).values():
@@ -93,6 +94,9 @@ class Bench:
             return probe.before(self._site(probe, device)) if probe.before and self._world else None
         except Unmeasurable as error:
             return error
+        except Exception as error:  # noqa: BLE001 - a probe's failure is its lines' reason, not the run's end
+            self._journal.attach(f"traceback {probe.name} {device}", traceback.format_exc())
+            return Unmeasurable(f"{probe.name} failed at the start of the run: {type(error).__name__}: {error}")
 
     def run(self, probe: Probe, device: str) -> None:
         """Run a probe on a device unless it ran before."""
@@ -148,7 +152,8 @@ class Bench:
             raise Unmeasurable(NOT_RECORDED)
         params = {**probe.params, **self.profile.params.get(probe.name, {})}
         before = self._before.get((probe.name, device))
-        return Site(self._world, self.profile, device, params, self._journal.attach, self._provenance, before)
+        more = (self._provenance, before, self._memory)
+        return Site(self._world, self.profile, device, params, self._journal.attach, *more)
 
     def _believable(
         self, outcome: Outcome, probe: Probe, places: set[tuple[str, str]], provenance: Provenance

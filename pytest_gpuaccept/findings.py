@@ -21,6 +21,8 @@ OVERSHOOT = 0.05
 """Sampled peak over the power cap that a meter shows without a sustained excess (3.8 % was seen)."""
 LEAST_LATENCY_US = 60.0
 """Mean latency of a 4 KiB request, in microseconds, below which a flash drive is not believed."""
+RISING_C_PER_MIN = 10.0
+"""Slope at the end of a burn that a card in free air has long left behind: 2 to 4 are usual after 60 s."""
 STEADY_S = 300
 """Seconds of burn below which several cards in one chassis have not reached a steady temperature."""
 
@@ -317,6 +319,23 @@ def not_steady(view: View) -> Iterator[Finding]:
         )
 
 
+def still_rising(view: View) -> Iterator[Finding]:
+    """A peak temperature that was only the last one: the burn ended before the heat did."""
+    slopes = {
+        (metric, device): slope
+        for metric, device in view.table
+        if metric.endswith(".temperature") and (slope := view.condition(metric, device, "slope_c_per_min"))
+    }
+    rising = {key: slope for key, slope in slopes.items() if slope > RISING_C_PER_MIN}
+    if rising:
+        yield Finding(
+            "still-rising",
+            "Temperatures were still rising when the burn ended: the peaks are not what the cards settle at.",
+            ", ".join(f"{metric} of {device} by {slope:g} C/min" for (metric, device), slope in rising.items()) + ".",
+            "Burn until the temperature is flat (--hw-effort=soak), then judge the peak.",
+        )
+
+
 def _floor(view: View, verdict: Verdict) -> float:
     """Return the floor of a rate's line, 0 where the line has none or its quantity is no rate with a guard."""
     line = view.profile.lines.get(verdict.line)
@@ -339,4 +358,5 @@ RULES: tuple[Rule, ...] = (
     peak_over_cap,
     thinnest_margin,
     not_steady,
+    still_rising,
 )

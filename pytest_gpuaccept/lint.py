@@ -130,7 +130,8 @@ def _roof(line: Line, metric: Metric, profile: Profile) -> Flaws:
 
 def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:
     ordered = profile.devices.get(metric.kind, ())
-    if not ordered:
+    alone = metric.kind == "gpu_pair" and profile.gpus == 1
+    if not ordered and not alone:
         yield "", f"the profile orders no device of kind {metric.kind!r}"
     if line.devices == ():
         yield "devices", "names none, so the line would be decided nowhere; use not_applicable with a reason"

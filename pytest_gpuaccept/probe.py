@@ -6,7 +6,7 @@ access of its own.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.measurement import Kind, Measurement, Outcome, Provenance, Value
@@ -26,7 +26,8 @@ class Site:
     """What a probe is given: where it acts, on what, with which parameters.
 
     `attach(name, text)` keeps raw tool output in the evidence and returns its digest. `before` is
-    what the probe's own `before` read at the start of the run, or the Unmeasurable that it raised.
+    what the probe's own `before` read at the start of the run, or the Unmeasurable that it raised;
+    `memory` is what the probes of one run remember together, such as which card is `gpu2`.
     """
 
     world: World
@@ -36,6 +37,7 @@ class Site:
     attach: Callable[[str, str], str]
     provenance: Provenance = "measured"
     before: object = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def measured(  # noqa: PLR0913 - the parts of a measurement, all but two by name
         self,

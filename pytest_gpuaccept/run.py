@@ -5,7 +5,7 @@ all at once. Must not know pytest.
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,12 +43,16 @@ class NullJournal:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a run's values come from: a world, or a bundle recorded before; `scenario` names a simulated one."""
+    """Where a run's values come from: a world, or a bundle recorded before.
+
+    `scenario` names a simulated world; `remarks` says at the end what a reader must know of it.
+    """
 
     mode: Mode
     world: World | None = None
     bundle: Bundle | None = None
     scenario: str = ""
+    remarks: Callable[[], Iterable[str]] = tuple
 
     def stamp(self) -> str:
         """Return the words that a decision carries when nothing was measured here and now."""
@@ -156,6 +160,7 @@ class Run:
     def _standing_remarks(self) -> Iterator[str]:
         if self.profile.effort == "quick":
             yield "quick effort: a shortened run"
+        yield from self.source.remarks()
         for line in self.profile.lines.values():
             if line.not_applicable:
                 yield f"the profile declares {line.id} not applicable: {line.not_applicable}"

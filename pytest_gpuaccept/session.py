@@ -42,7 +42,7 @@ class Settings:
 
     profile: str
     replay: Path | None
-    scenario: str
+    scenario: str | None
     evidence: Path | None
     effort: str
     go_on: bool
@@ -63,7 +63,7 @@ def settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(message)
     folder = config.invocation_params.dir
     return Settings(
-        option.hw, _bundle_path(replays[0], folder) if replays else None, "".join(scenarios),
+        option.hw, _bundle_path(replays[0], folder) if replays else None, scenarios[0] if scenarios else None,
         (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
         option.hw_effort, option.hw_go_on, folder, hasattr(config, "workerinput"),
     )  # fmt: skip
@@ -103,7 +103,7 @@ class Session:
         s = self.settings
         if s.replay:
             return Source("replayed", bundle=open_bundle(s.replay))
-        if s.scenario:
+        if s.scenario is not None:
             return simulated(self.profile, s.scenario, s.folder)
         return Source("live", LiveWorld())
 
@@ -115,7 +115,11 @@ class Session:
         """Return the line that pytest shows first."""
         s = self.settings
         what = (
-            f"replay of {s.replay}" if s.replay else f"SIMULATED, {s.scenario}" if s.scenario else "this machine, live"
+            f"replay of {s.replay}"
+            if s.replay
+            else "this machine, live"
+            if s.scenario is None
+            else f"SIMULATED, {s.scenario}"
         )
         return f"gpuaccept: {self.profile.title} ({self.profile.name}), {what}; evidence in {self.folder}"
 
@@ -132,7 +136,7 @@ class Session:
         kept = [item for item in items if not is_without_line(item)]
         owners: dict[tuple[str, str], str] = {}
         for item in kept:
-            if (key := spec_key(item)) and not item.get_closest_marker("simulated"):
+            if key := spec_key(item):
                 if key not in expected:
                     self._mistakes.append(f"{item.nodeid}: {key!r} is no line and device of the profile")
                     continue
@@ -213,7 +217,8 @@ class Session:
         if report.when == "call":
             _align(report, verdict)
         if report.when == "teardown":
-            report.user_properties = [*report.user_properties, *_properties(verdict)]
+            stamp = [("gpuaccept.stamp", self.source.stamp())] if self.source.stamp() else []
+            report.user_properties = [*report.user_properties, *stamp, *_properties(verdict)]
         report.gpuaccept = verdict_row(verdict)  # type: ignore[attr-defined]
 
     def _verdict(self, state: ItemState, call: pytest.CallInfo[None], report: pytest.TestReport) -> Verdict | None:
@@ -288,14 +293,14 @@ class Session:
 
     def summary(self, reporter: pytest.TerminalReporter) -> None:
         """Print the table of verdicts, what stands in the way, and the findings."""
-        if self.run and self.folder and self.decision:
+        if self.run and self.folder and self.decision is not None:
             bundle = read_bundle(self.folder)
             width = shutil.get_terminal_size((110, 24)).columns
             reporter.write(summary_text(bundle, width, colour=reporter.hasmarkup))
 
     def last_word(self) -> None:
         """Print the decision and where the report is, after everything else."""
-        if self.decision and self.folder:
+        if self.decision is not None and self.folder:
             self.write(f"{self.decision}  report: {self.folder / 'report.html'}")
 
 

@@ -4,8 +4,10 @@ Owns where scenarios are looked for. Must not know pytest.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from pytest_gpuaccept.errors import InputError, did_you_mean
 from pytest_gpuaccept.loader import SHIPPED
 from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.run import Run, Source
@@ -18,7 +20,12 @@ from pytest_gpuaccept.world import SystemClock
 def simulated(profile: Profile, text: str, folder: Path) -> Source:
     """Return a simulated machine of `profile` as source; raises InputError when the scenario cannot be used."""
     scenario = load_scenario(text, folder, SHIPPED / "scenarios")
-    return Source("simulated", SimWorld(profile, scenario, SystemClock().now()), scenario=text)
+    world = SimWorld(profile, scenario, SystemClock().now())
+    return Source("simulated", world, scenario=text, remarks=partial(_remarks, world))
+
+
+def _remarks(world: SimWorld) -> list[str]:
+    return [f"the planted fault {fault} changed nothing in this run" for fault in world.machine.unfelt()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,12 @@ class Simulation:
     run: Run
 
     def verdict(self, line: str, device: str) -> Verdict:
-        """Return the verdict of a line on a device; raises KeyError when the profile has no such line."""
+        """Return the verdict of a line on a device; raises InputError when the profile expects none there."""
+        expected = self.run.expected()
+        if (line, device) not in expected:
+            near = did_you_mean(f"{line}[{device}]", [f"{known}[{where}]" for known, where in expected])
+            message = f"profile {self.run.profile.name} expects no {line}[{device}]{near}"
+            raise InputError(message)
         verdict = self.run.judge(line, device)
         self.run.settle(verdict)
         return verdict
@@ -42,6 +54,6 @@ class Simulation:
         return [f"{v.line}[{v.device}]" for v in self.verdicts().values() if v.blocks]
 
     def sign_off(self) -> Decision:
-        """Judge every line and return the decision; it says SIMULATED."""
+        """Judge every line and return the decision, which says SIMULATED and is true when it accepts."""
         self.verdicts()
         return self.run.finish("not judged")

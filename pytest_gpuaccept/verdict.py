@@ -73,6 +73,10 @@ class Decision:
         """Write the word with its stamp: `REPLAYED REJECTED`."""
         return f"{self.stamp} {self.word}".strip()
 
+    def __bool__(self) -> bool:
+        """Say whether the machine was accepted."""
+        return self.exit_status == 0
+
     @property
     def exit_status(self) -> int:
         """0 accepted, 1 rejected, 10 incomplete."""

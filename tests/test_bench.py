@@ -49,6 +49,14 @@ class World:
         raise Unmeasurable(message)
 
 
+class LoadedWorld(World):
+    """A world in which everything is there."""
+
+    def has(self, tool):
+        """Have everything."""
+        return True
+
+
 PROFILE = Profile(name="t", title="t", devices={"gpu": ("gpu0", "gpu1"), "host": ("host",)}, lines={})
 
 
@@ -256,6 +264,19 @@ def test_an_attested_value_names_who_looked():
     outcome = table.outcome("x.a", "gpu0")
     assert (outcome.value, outcome.provenance) == (3, "attested")
     assert "J. Roe" in outcome.note
+
+
+def test_a_reading_of_the_start_that_fails_is_its_probes_failure():
+    """Whatever goes wrong at the start of the run becomes the reason of the lines that need it; the run goes on."""
+
+    def measure(site):
+        raise site.before
+
+    before = {"x": lambda site: 1 / 0}
+    table, journal = bench(Probe("x", "final", "gpu", (A,), measure, before=before["x"]), world=LoadedWorld())
+    table.begin()
+    assert "x failed at the start of the run: ZeroDivisionError" in table.outcome("x.a", "gpu0").reason
+    assert any("ZeroDivisionError" in text for _, text in journal.attached)
 
 
 def test_a_device_that_was_not_ordered_is_absent():

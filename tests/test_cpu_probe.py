@@ -167,6 +167,12 @@ def test_waiting_for_a_disk_is_not_working():
     assert cpu.busy_percent({3: (0, 0)}, ticks, 3) == pytest.approx(20)
 
 
+def test_more_idle_time_than_time_is_no_reading():
+    """A count that cannot be is refused instead of being shown as negative work."""
+    with pytest.raises(Unmeasurable, match="200 idle ticks of 100"):
+        cpu.busy_percent({0: (0, 0)}, {0: (200, 100)}, 0)
+
+
 def test_iowait_that_runs_backwards_is_no_work_beyond_the_whole():
     """The kernel may take iowait back; a CPU is still busy to 100 % at most."""
     assert cpu.busy_percent({0: (100, 1000)}, {0: (90, 1100)}, 0) == 100

@@ -11,6 +11,7 @@ from pytest_gpuaccept.children import detector
 from pytest_gpuaccept.children.compute import Batch, burn, gemm
 from pytest_gpuaccept.children.copies import Copy, copies
 from pytest_gpuaccept.probes.burn import REHEARSED, outvoted
+from pytest_gpuaccept.sim.loads import DeadMemory
 
 FAST = settings(deadline=None, database=None, max_examples=150)
 ROWS, INNER = 24, 128
@@ -18,17 +19,23 @@ SEEDS = st.integers(0, 2**32 - 1)
 PLACES = st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1))
 
 
-def inputs(seed):
-    """Return two FP16 matrices of standard normals."""
-    noise = np.random.default_rng(seed)
+def inputs(seed, kind="fp16"):
+    """Return two matrices of standard normals in FP16 or FP32."""
+    noise, dtype = np.random.default_rng(seed), np.float16 if kind == "fp16" else np.float32
     a, b = noise.standard_normal((ROWS, INNER)), noise.standard_normal((INNER, ROWS))
-    return a.astype(np.float16), b.astype(np.float16)
+    return a.astype(dtype), b.astype(dtype)
 
 
 def right(a, b):
-    """Return a @ b in FP16, accumulated in FP32 in the order of the elements."""
+    """Return a @ b in the type of its inputs, accumulated in FP32 in the order of the elements."""
     wide = a.astype(np.float32)[:, :, None] * b.astype(np.float32)[None, :, :]
-    return np.add.accumulate(wide, axis=1)[:, -1, :].astype(np.float16)
+    return np.add.accumulate(wide, axis=1)[:, -1, :].astype(a.dtype)
+
+
+def rounded_to_tf32(a, b):
+    """Return a @ b of inputs that have lost the last 13 bits of their mantissa."""
+    lossy = [(matrix.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000) for matrix in (a, b)]
+    return right(*(bits.view(np.float32) for bits in lossy))
 
 
 def accumulated_in_fp16(a, b):
@@ -47,7 +54,8 @@ def one_place_up(a, b):
 def flipped(result, row, column, bit):
     """Return a copy with one bit turned over."""
     wrong = result.copy()
-    wrong.view(np.uint16)[row, column] ^= np.uint16(1 << bit)
+    bits = wrong.view(np.uint16 if wrong.dtype == np.float16 else np.uint32)
+    bits[row, column] ^= bits.dtype.type(1 << bit)
     return wrong
 
 
@@ -76,6 +84,16 @@ GOLDEN = right(*inputs(0))
 def test_any_single_flipped_bit_is_found_by_checksum_and_by_comparison(seed, place, bit):
     """Whichever bit of whichever element: the checksum changes, and exactly one element differs."""
     golden = np.random.default_rng(seed).standard_normal((ROWS, ROWS)).astype(np.float16)
+    wrong = flipped(golden, *place, bit)
+    assert detector.checksum(np, wrong) != detector.checksum(np, golden)
+    assert detector.differing(np, wrong, golden) == 1
+
+
+@FAST
+@given(seed=SEEDS, place=PLACES, bit=st.integers(0, 31))
+def test_any_single_flipped_bit_of_an_fp32_result_is_found(seed, place, bit):
+    """The wider type is watched in all of its 32 bits."""
+    golden = np.random.default_rng(seed).standard_normal((ROWS, ROWS)).astype(np.float32)
     wrong = flipped(golden, *place, bit)
     assert detector.checksum(np, wrong) != detector.checksum(np, golden)
     assert detector.differing(np, wrong, golden) == 1
@@ -156,6 +174,15 @@ def test_fp16_accumulation_does_not_agree_with_float64(seed):
 
 
 @FAST
+@given(seed=SEEDS)
+def test_an_fp32_product_agrees_with_float64_and_one_of_tf32_does_not(seed):
+    """FP32 has no rounding of the result to hide behind: inputs cut to ten bits of mantissa show."""
+    a, b = inputs(seed, "fp32")
+    assert detector.golden_flaw(np, a, b, right(a, b)) == ""
+    assert "differ from float64" in detector.golden_flaw(np, a, b, rounded_to_tf32(a, b))
+
+
+@FAST
 @given(place=PLACES)
 def test_a_nan_anywhere_is_refused(place):
     """The check for NaN and infinity looks at every element, not only at the sampled ones."""
@@ -223,15 +250,14 @@ class Chip:
     """A GPU whose products, and whose batches after the golden, can be spoilt."""
 
     uuid = "GPU-0"
-    xp = np
 
-    def __init__(self, product=right, spoil=None, *, blind=False, took=0.1):
-        self.clock, self.product, self.batches = Clock(), product, 0
-        self._spoil, self._blind, self._took = spoil or (lambda _, result: result), blind, took
+    def __init__(self, product=right, spoil=None, *, xp=np, took=0.1):
+        self.clock, self.product, self.batches, self.xp = Clock(), product, 0, xp
+        self._spoil, self._took = spoil or (lambda _, result: result), took
 
-    def inputs(self, seed):
+    def inputs(self, seed, kind):
         """Return the numbers of a seed."""
-        return inputs(seed)
+        return inputs(seed, kind)
 
     def batch(self, kind, a, b):
         """Return two products, standing for ten, of which the second may be spoilt."""
@@ -239,10 +265,6 @@ class Chip:
         self.clock.now += self._took
         result = self.product(a, b)
         return Batch([(result, 7), (self._spoil(self.batches, result), 3)], self._took, 1.1 if kind == "fp16" else 0.5)
-
-    def blind(self):
-        """Say whether rehearsed errors are not seen."""
-        return self._blind
 
 
 def burnt(chip, seconds=3.0, **how):
@@ -305,7 +327,8 @@ def test_only_the_other_cards_see_results_within_rounding():
 
 def test_a_rehearsal_finds_what_it_plants():
     """A flip and a NaN are found by both detectors, and a clean product passes; the probe asks for these by name."""
-    assert detector.rehearse(np, GOLDEN) == dict.fromkeys(REHEARSED, True)
+    for kind in ("fp16", "fp32"):
+        assert detector.rehearse(np, right(*inputs(0, kind))) == dict.fromkeys(REHEARSED, True)
 
 
 def test_a_rehearsal_leaves_the_golden_as_it_was():
@@ -315,19 +338,23 @@ def test_a_rehearsal_leaves_the_golden_as_it_was():
     assert detector.differing(np, GOLDEN, before) == 0
 
 
-def test_a_blind_device_finds_nothing_in_rehearsal():
-    """A chip that compares something else than what is on it says so for every planted error."""
-    (rehearsal,) = burnt(Chip(blind=True))["rehearsal"]
-    assert {rehearsal[name] for name in REHEARSED} == {False}
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_a_blind_device_finds_nothing_in_rehearsal(kind):
+    """Memory that loses writes shows no planted error, while the clean product passes as ever."""
+    found = detector.rehearse(DeadMemory(), right(*inputs(0, kind)))
+    assert {name for name, yes in found.items() if yes} == {"clean_passes"}
+    (rehearsal,) = burnt(Chip(xp=DeadMemory()))["rehearsal"]
+    assert rehearsal == {"kind": "rehearsal", "seed": 0, **found}
 
 
 def test_a_burn_says_what_it_did():
-    """Device, golden, rehearsal, batches with every product counted, and its end."""
+    """Device, golden, rehearsal, batches with what was compared and what that stands for, and its end."""
     seen = burnt(Chip(), seconds=1.0)
     assert seen["device"] == [{"kind": "device", "uuid": "GPU-0"}]
     assert seen["golden"] == [{"kind": "golden", "seed": 0, "checksum": detector.checksum(np, GOLDEN), "flaw": ""}]
     assert len(seen["batch"]) in (10, 11)
-    assert {(b["seconds"], b["tflop"], b["checked"], b["wrong"]) for b in seen["batch"]} == {(0.1, 1.1, 10, 0)}
+    said = {(b["seconds"], b["tflop"], b["checked"], b["products"], b["wrong"]) for b in seen["batch"]}
+    assert said == {(0.1, 1.1, 2, 10, 0)}
     assert [b["t"] for b in seen["batch"]] == pytest.approx([i / 10 for i in range(len(seen["batch"]))])
     assert seen["end"] == [{"kind": "end"}]
 
@@ -364,7 +391,7 @@ def test_a_timed_product_is_proven_first_and_warmed_up():
     kinds = [kind for kind, _ in itertools.groupby(record["kind"] for record in timed(Chip()))]
     assert kinds == ["device", "golden", "warm_up", "batch"]
     first = next(record for record in timed(Chip()) if record["kind"] == "batch")
-    assert first == {"kind": "batch", "t": pytest.approx(0.5), "seconds": 0.1, "tflop": 1.1}
+    assert first == {"kind": "batch", "t": pytest.approx(0.5), "seconds": 0.1, "tflop": 1.1, "wrong": 0}
     assert {r["tflop"] for r in timed(Chip(), kind="fp32") if r["kind"] == "batch"} == {0.5}
 
 
@@ -376,6 +403,21 @@ def test_a_timed_product_names_its_flaw(product, flaw):
     (golden,) = [record for record in timed(Chip(product)) if record["kind"] == "golden"]
     assert flaw in golden["flaw"]
     assert bool(flaw) == bool(golden["flaw"])
+
+
+def test_a_timed_fp32_product_is_refused_when_it_is_one_of_tf32():
+    """The golden check of an FP32 rate sees inputs that were rounded on the way."""
+    golden = next(r for r in timed(Chip(rounded_to_tf32), kind="fp32") if r["kind"] == "golden")
+    assert "differ from float64" in golden["flaw"]
+
+
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_a_wrong_product_in_a_timed_batch_is_counted(kind):
+    """Of two results of each batch the one with a flipped lowest bit is wrong, and is wrong in that batch only."""
+    chip = Chip(spoil=lambda i, r: flipped(r, 4, 4, 0) if i == 8 else r)
+    wrong = [record["wrong"] for record in timed(chip, kind=kind) if record["kind"] == "batch"]
+    assert wrong[:4] == [0, 0, 1, 0]
+    assert sum(wrong) == 1
 
 
 def test_copies_go_each_way_after_one_to_warm_up():
@@ -396,6 +438,7 @@ def test_copies_go_each_way_after_one_to_warm_up():
     assert device == {"kind": "device", "uuid": "GPU-7"}
     assert asked == ["h2d"] * 3 + ["d2h"] * 3
     assert [record["kind"] for record in records] == ["warm_up", "copy", "copy"] * 2
+    assert [records[0], records[3]] == [{"kind": "warm_up", "way": way, "wrong": 2} for way in ("h2d", "d2h")]
     first = {"kind": "copy", "t": 0.5, "way": "h2d", "moved": 100, "seconds": 0.5, "wrong": 2, "path": "by h2d"}
     assert records[1] == first
     assert (records[5]["t"], records[5]["way"]) == (2.5, "d2h")

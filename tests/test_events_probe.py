@@ -416,3 +416,10 @@ def test_any_log_is_counted(messages, extra):
     log = [*messages, *[CORRECTED_68[1]] * extra, *["NVRM: Xid (PCI:0000:c1:00): 13, pid=1"] * extra]
     assert events.logged_errors(log, "corrected", (GPU, PORT)) >= extra
     assert events.xid_events(log, GPU, ()).count >= extra
+
+
+def test_a_storm_is_not_thinned_out_by_quiet_minutes(world, profile):
+    """The rate is that of the worst minute in the log, however long the run goes on without errors."""
+    world.machine.gpus[3].p.aer_corrected_per_min = 60.0
+    found = whole_run(world, profile, meanwhile=lambda: world.machine.advance(1800.0))
+    assert found["gpu.aer.corrected_rate"].value >= 59

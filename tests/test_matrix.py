@@ -139,6 +139,12 @@ def test_a_run_cut_off_half_way_is_not_accepted(pytester):
         ),
         ("healthy,fault=host.exporter.down", "SIMULATED ACCEPTED WITH REMARKS", set()),
         ("healthy,fault=gpu0.xid:79@burn", "SIMULATED REJECTED", {"gpu.xid"}),
+        ("healthy,fault=gpu1.lost@burn", "SIMULATED REJECTED", {"gpu.xid", "gpu.burn.errors"}),
+        ("healthy,fault=gpu2.missing@burn", "SIMULATED INCOMPLETE", {"gpu.combined.tflops"}),
+        ("healthy,fault=gpu2.pcie.width:8@burn", "SIMULATED REJECTED", {"gpu.burn.width"}),
+        ("healthy,fault=cpu.burn.wrong:2@combined", "SIMULATED REJECTED", {"cpu.combined.errors"}),
+        ("healthy,fault=gpu1.bitflip:2@>200C", "SIMULATED ACCEPTED WITH REMARKS", set()),
+        ("healthy,fault=gpu1.pcie.width:16", "SIMULATED ACCEPTED WITH REMARKS", set()),
     ],
 )
 def test_a_sample_of_faults_goes_through_pytest(scenario, decision, blocking, pytester):
@@ -150,6 +156,27 @@ def test_a_sample_of_faults_goes_through_pytest(scenario, decision, blocking, py
     assert {v.line for v in bundle.verdicts if v.blocks} >= blocking
     assert bool(blocking) == any(v.blocks for v in bundle.verdicts)
     assert {v.provenance for v in bundle.verdicts} <= {"simulated", "calculated", ""}
+
+
+def test_a_fault_that_changed_nothing_is_said(pytester):
+    """A rehearsal whose fault never came is not taken for one that passed it."""
+    _, bundle = sign_off(pytester, "--hw-sim=healthy,fault=gpu1.bitflip@9999s")
+    assert "the planted fault gpu1.bitflip changed nothing in this run" in bundle.manifest["reasons"]
+
+
+def test_junit_says_simulated_beside_every_case(pytester):
+    """What a CI server shows of a simulated run carries the stamp."""
+    sign_off(pytester, "--hw-sim", "--junitxml=cases.xml")
+    cases = (pytester.path / "cases.xml").read_text().split("<testcase ")[1:]
+    assert len(cases) == 172
+    assert all('name="gpuaccept.stamp" value="SIMULATED"' in case for case in cases)
+
+
+def test_a_card_that_vanishes_does_not_hand_its_name_to_its_neighbour(pytester):
+    """The healthy cards are still judged under their own ids."""
+    _, bundle = sign_off(pytester, "--hw-sim=healthy,fault=gpu2.missing@burn")
+    words = {v.device: v.verdict for v in bundle.verdicts if v.line == "gpu.combined.tflops"}
+    assert words == {"gpu0": "PASS", "gpu1": "PASS", "gpu2": "ERROR", "gpu3": "PASS"}
 
 
 def test_the_machine_as_delivered_fails_where_its_published_figures_do(pytester, case_study):
@@ -176,7 +203,7 @@ def test_live_simulated_and_replayed_collect_the_same_items(more, pytester, requ
     plain = pytester.runpytest(ACCEPTANCE, *options).outlines
     ids = [[line for line in lines if "::" in line] for lines in (got, plain)]
     assert ids[0] == ids[1]
-    assert len(ids[0]) == 157
+    assert len(ids[0]) == 172
 
 
 def test_the_documented_tables_are_those_of_today(beds, request):

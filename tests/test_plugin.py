@@ -259,6 +259,7 @@ def test_a_test_file_that_does_not_load_leaves_its_lines_open(lab, pytester):
         (("--hw=lab", "--hw-replay=nope"), "not an evidence bundle"),
         (("--hw=lab", "--hw-replay=a", "--hw-replay=b"), "two worlds"),
         (("--hw=lab", "--hw-replay=a", "--hw-sim"), "two worlds"),
+        (("--hw=lab", "--hw-sim=,fault=gpu0.slow"), "this machine has no gpu0"),
         (("--hw=lab", "--hw-sim=case-studdy"), "did you mean 'case-study'?"),
         (("--hw=lab", "--hw-sim=healthy,fault=gpu0.pcie.width:8"), "this machine has no gpu0"),
         (("--hw-replay=a",), "need --hw"),

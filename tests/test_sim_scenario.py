@@ -132,7 +132,7 @@ def test_every_fault_of_the_catalogue_can_be_written_and_is_explained(fault):
         ("healthy,fault=gup2.slow", ["no device 'gup2'", "did you mean 'gpu'?"]),
         ("healthy,fault=gpu2.slwo", ["no fault 'slwo' of a gpu", "did you mean 'slow'?"]),
         ("healthy,fault=nvme0.slow", ["no fault 'slow' of a drive"]),
-        ("healthy,fault=gpu2.pcie.width:7", ["pcie_width = 7", "its default is 16"]),
+        ("healthy,fault=gpu2.pcie.width:7", ["pcie_width = 7"]),
         ("healthy,fault=gpu2.pcie.width:x8", ["pcie_width = 'x8'"]),
         ("healthy,fault=gpu2.pcie.width:8.0", ["pcie_width = 8.0"]),
         ("healthy,fault=gpu2.pcie.width:true", ["pcie_width = True"]),
@@ -167,10 +167,10 @@ def test_a_mistake_of_the_command_line_names_its_place_and_what_was_meant(text, 
         ("seed = true", ["seed: True"]),
         ("seed = 1.0", ["seed: 1.0"]),
         ("seed =", ["Invalid value"]),
-        ("[gup0]\nlost = true", ["gup0: no such part", "did you mean 'gpu'?"]),
-        ("gpu0 = 3", ["gpu0: no such part"]),
+        ("[gup0]\nlost = true", ["gup0: no such key or part", "did you mean 'gpu'?"]),
+        ("gpu0 = 3", ["gpu0: no such key or part"]),
         ("[gpu0]\nlimit = 3", ["gpu0", "no parameter 'limit'", "did you mean 'limit_w'?"]),
-        ("[gpu0]\nlimit_w = -3", ["gpu0", "limit_w = -3", "its default is 450.0"]),
+        ("[gpu0]\nlimit_w = -3", ["gpu0", "limit_w = -3"]),
         ("[gpu]\nlost = 1", ["gpu", "lost = 1"]),
         ("[cpu]\ncores = 1.5", ["cpu", "cores = 1.5"]),
         ("[host]\nflavour = 'closed'", ["host", "flavour = 'closed'", "'open' or 'proprietary'"]),
@@ -217,9 +217,9 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fault=gpu4.slow", "fault slow: this machine has no gpu4; it has cpu, host, gpu0, gpu1, gpu2, gpu3, nvme0"),
+        ("fault=gpu4.slow", "fault slow: this machine has no gpu4 .*; it has cpu, host, gpu0, gpu1, gpu2, gpu3, nvme0"),
         ("fault=gpu00.slow", "no gpu00"),
-        ("fault=gpu.slow", "no gpu;"),
+        ("fault=gpu.slow", "no gpu "),
         ("fault=nvme7.error", "no nvme7"),
         ("fault=vllm3.slow", "no vllm3"),
     ],
@@ -409,3 +409,21 @@ def test_the_judged_lines_are_there_to_be_judged(catalogue):
     made = load_profile("2xrtx4090", catalogue, SHIPPED)
     lines = {line for line, _ in catalogue.expected(made) if made.lines[line].severity == "required"}
     assert {"gpu.gemm.fp16", "gpu.pcie.gen", "gpu.copy.h2d", "gpu.burn.errors", "gpu.count"} <= lines
+
+
+@pytest.mark.parametrize(
+    ("line", "limit", "value"),
+    [
+        ("host.memory.speed", 'min = 4800\nunit = "MT/s"', 4800),
+        ("host.memory.installed", 'min = 1024\nunit = "GiB"', 1024),
+        ("gpu.power.limit", 'equals = 400\nunit = "W"', 400),
+    ],
+)
+def test_a_healthy_machine_has_what_was_ordered(line, limit, value, catalogue, tmp_path):
+    """Memory and power limit follow the order, and the line passes."""
+    order = f'title = "m"\ninherits = ["4x4090"]\n[line."{line}"]\n{limit}\nsource = "order"\n'
+    (tmp_path / "mine.toml").write_text(order)
+    mine = load_profile("mine.toml", catalogue, tmp_path)
+    verdicts = [v for (name, _), v in matrix.sign_off(mine, catalogue, "healthy").items() if name == line]
+    assert {v.verdict for v in verdicts} == {"PASS"}
+    assert {v.value for v in verdicts} == {value}

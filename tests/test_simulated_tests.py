@@ -95,16 +95,32 @@ def test_a_marker_that_says_something_wrong_is_a_usage_error(mark, said, project
     assert "Traceback" not in text
 
 
-def test_a_simulated_machine_decides_no_line_of_a_sign_off(project):
-    """With --hw a simulated spec test is refused; one that decides no line goes on, on its own machine."""
-    spec = '@pytest.mark.spec("gpu.gemm.fp16")\n'
-    body = '@pytest.mark.simulated("order.toml")\n{}def test_it(gpu):\n    assert gpu.gemm().fp16.value > 150\n'
-    refused = project(body.format(spec), "--hw=host", "--hw-go-on", "--hw-evidence=ev")
+@pytest.mark.parametrize("spec", ["", '@pytest.mark.spec("gpu.gemm.fp16")\n'])
+def test_a_simulated_test_is_no_part_of_a_sign_off(spec, project):
+    """With --hw it is refused, whether it decides a line or not: its outcome says nothing of the machine at hand."""
+    body = f'@pytest.mark.simulated("order.toml")\n{spec}def test_it(gpu):\n    assert gpu.gemm().fp16.value > 150\n'
+    refused = project(body, "--hw=host", "--hw-go-on", "--hw-evidence=ev")
     assert refused.ret == 4
-    assert "decides no line of a sign-off" in refused.stdout.str() + refused.stderr.str()
-    allowed = project(body.format(""), "--hw=host", "--hw-evidence=ev")
-    allowed.assert_outcomes(passed=4)
-    assert allowed.ret == 10
+    assert "no part of a sign-off" in refused.stdout.str() + refused.stderr.str()
+
+
+def test_a_line_that_nobody_expects_is_refused_with_the_nearest(project):
+    """A mistyped line or device fails the test that asks for it."""
+    result = project("""
+@pytest.mark.simulated("order.toml")
+@pytest.mark.parametrize("key", [("gpu.burn.error", "gpu2"), ("gpu.burn.errors", "gpu7")])
+def test_typo(simulated, key):
+    simulated.verdict(*key)
+""")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*expects no gpu.burn.error*did you mean 'gpu.burn.errors*"])
+
+
+def test_a_rejected_sign_off_is_false(project):
+    """`assert simulated.sign_off()` fails on a machine that is not accepted."""
+    mark = '@pytest.mark.simulated("order.toml", "healthy,fault=gpu2.slow")'
+    body = f"{mark}\ndef test_it(simulated):\n    assert simulated.sign_off()\n"
+    project(body).assert_outcomes(failed=1)
 
 
 def test_the_fixture_without_the_marker_says_so(project):

@@ -38,8 +38,7 @@ def copies(gpu: Mover, clock: Clock, *, kinds: Sequence[str], samples: int, samp
     """Copy each way in `samples` samples after one to warm up; one record a sample."""
     yield {"kind": "device", "uuid": gpu.uuid}
     for kind in kinds:
-        gpu.copy(kind, sample_s)
-        yield {"kind": "warm_up"}
+        yield {"kind": "warm_up", "way": kind, "wrong": gpu.copy(kind, sample_s).wrong}
         for _ in range(samples):
             began = clock.monotonic()
             copy = gpu.copy(kind, sample_s)

@@ -10,31 +10,39 @@ from typing import Any
 
 Array = Any
 
+FP16_BYTES = 2
 FP16_ROUNDING = 2.0**-10
 """Relative: one unit in the last place of FP16 is 2**-11 of the value, twice that at a power of two."""
 FP32_ACCUMULATION = 2.0**-22
 """Per summed product of two standard normals: FP32 accumulation stays far below, FP16 far above."""
 
 
+def _bits(xp: Any, array: Array) -> Array:
+    """Return an array's bits as integers of its width."""
+    return array.view(xp.int16 if array.dtype.itemsize == FP16_BYTES else xp.int32)
+
+
 def checksum(xp: Any, result: Array) -> int:
-    """Return the sum of the FP16 result's bits as 64-bit integer: any single flip, NaN or Inf changes it."""
-    return int(result.view(xp.int16).sum(dtype=xp.int64))
+    """Return the sum of the result's bits as 64-bit integer: any single flip, NaN or Inf changes it."""
+    return int(_bits(xp, result).sum(dtype=xp.int64))
 
 
 def differing(xp: Any, result: Array, golden: Array) -> int:
     """Return how many elements differ in any bit; NaN is a bit pattern like any other."""
-    return int((result.view(xp.int16) != golden.view(xp.int16)).sum())
+    return int((_bits(xp, result) != _bits(xp, golden)).sum())
 
 
 def golden_flaw(xp: Any, a: Array, b: Array, golden: Array, step: int = 7) -> str:
-    """Return why `golden` is not a @ b as FP32 accumulation gives it; '' when it is.
+    """Return why `golden`, FP16 or FP32, is not a @ b as FP32 accumulation gives it; '' when it is.
 
-    Checks every `step`-th row against every `step`-th column in float64, and all for NaN and Inf.
+    Refuses FP16 accumulation, and inputs rounded to TF32. Checks every `step`-th row against every
+    `step`-th column in float64, and all for NaN and Inf.
     """
     wide = xp.float64
     want = xp.asarray(a[::step], dtype=wide) @ xp.asarray(b[:, ::step], dtype=wide)
     got = xp.asarray(golden[::step, ::step], dtype=wide)
-    bound = abs(want) * FP16_ROUNDING + a.shape[1] * FP32_ACCUMULATION
+    rounding = FP16_ROUNDING if golden.dtype.itemsize == FP16_BYTES else 0.0
+    bound = abs(want) * rounding + a.shape[1] * FP32_ACCUMULATION
     wrong = int((~(abs(got - want) <= bound)).sum())
     if wrong:
         return f"{wrong} of {want.shape[0] * want.shape[1]} sampled elements differ from float64"
@@ -59,7 +67,7 @@ def rehearse(xp: Any, golden: Array) -> dict[str, bool]:
     """Flip one low bit and place one NaN in copies of `golden`; return which were found, and how."""
     expected = checksum(xp, golden)
     flipped, spoilt = xp.asarray(golden, copy=True), xp.asarray(golden, copy=True)
-    flipped.view(xp.int16)[1, 2] ^= 1
+    _bits(xp, flipped)[1, 2] ^= 1
     spoilt[2, 1] = float("nan")
     return {
         "flip_by_checksum": checksum(xp, flipped) != expected,

@@ -26,10 +26,12 @@ class Clock(Protocol):
 def telemetry(nvml: Any, clock: Clock, *, uuids: Sequence[str], period_s: float) -> Iterator[Record]:
     """Poll every GPU each `period_s` until ended; one that is lost is asked again each time."""
     handles: dict[str, Any] = {}
+    due = clock.monotonic()
     while True:
         for uuid in uuids:
             yield {"kind": "sample", "t": clock.monotonic(), "uuid": uuid, **_ask(nvml, handles, uuid)}
-        clock.sleep(max(period_s, LEAST_PERIOD_S))
+        due = max(due + period_s, clock.monotonic() + LEAST_PERIOD_S)
+        clock.sleep(due - clock.monotonic())
 
 
 def _ask(nvml: Any, handles: dict[str, Any], uuid: str) -> Record:

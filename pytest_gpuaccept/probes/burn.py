@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 from types import ModuleType
@@ -27,6 +27,13 @@ THERMAL_OR_BRAKE = 0x08 | 0x20 | 0x40 | 0x80
 REHEARSED = ("flip_by_checksum", "flip_by_compare", "nan_by_checksum", "nan_by_compare", "clean_passes")
 """What a rehearsal of the error detector must find."""
 STEADY_C_PER_MIN = 0.5
+FULL_TIME = 0.95
+"""Share of the asked seconds in which all loads must have run together."""
+PAUSE_S = 2.0
+"""Seconds between two batches that a new seed may take, its golden result proven."""
+COMPARED_EVERY_S = 2.5
+FEW = 10
+"""Samples after which a sensor must have moved under a load that began in them."""
 COOL_C_PER_S = 0.05
 GRACE_S = 120.0
 
@@ -61,6 +68,10 @@ def metrics(prefix: str, what: str) -> Metrics:
 
 ALONE, COMBINED = metrics("gpu.burn", "GPU burn"), metrics("gpu.combined", "combined burn")
 THROTTLE = Metric("gpu.burn.throttle", "Time slowed by heat or power brake in the GPU burn", "s", "gpu", none_seen=True)
+CPU_ERRORS = Metric(
+    "cpu.combined.errors", "Wrong results of the CPUs in the combined burn", "count", "host", none_seen=True
+)
+WIDTH = Metric("gpu.burn.width", "PCIe width throughout the GPU burn", "lanes", "gpu")
 START = Metric("gpu.burn.start_temperature", "Temperature before the GPU burn", "C", "gpu")
 PLATEAU = Metric("gpu.burn.plateau", "Time until the temperature is flat", "s", "gpu")
 
@@ -74,18 +85,21 @@ class Burnt:
     batches: Sequence[Record]
     window: Window
     outvoted: bool
+    flaw: str = ""
+    """Why the burn was not the one that was asked for; what it proved wrong stays proven."""
 
 
 def alone(site: Site) -> Iterator[Outcome]:
     """Burn all GPUs; yield rate, heat, power, errors and throttle time of each, and the sums."""
-    all_burnt = list(_burn(site, lambda _: None))
+    all_burnt = _together(list(_burn(site, lambda _: None)), site)
     yield from _totals(site, ALONE, all_burnt)
     for burnt in all_burnt:
         if isinstance(burnt, NotMeasured):
-            yield from _absent(burnt, (*ALONE.all()[:4], THROTTLE, START, PLATEAU))
+            yield from _absent(burnt, (*ALONE.all()[:4], THROTTLE, WIDTH, START, PLATEAU))
             continue
         yield from _values(site, ALONE, burnt)
         yield _attempt(site, THROTTLE, burnt, _throttle)
+        yield _attempt(site, WIDTH, burnt, lambda b: (int(min(b.window.values("width"))), None, ""))
         yield _attempt(site, START, burnt, lambda b: (sensed(b.window)[0], None, ""))
         yield _attempt(site, PLATEAU, burnt, lambda b: (plateau(b.window), None, ""))
 
@@ -94,7 +108,8 @@ def combined(site: Site) -> Iterator[Outcome]:
     """Burn all GPUs and all CPUs together; without proof that the CPUs were loaded nothing counts."""
     loads: list[cpu.Loaded] = []
     all_burnt = list(_burn(site, lambda seconds: loads.append(cpu.load_all(site, seconds))))
-    cpu.prove_loaded(loads[0])
+    all_burnt = _together(all_burnt, site, loads[0])
+    yield _cpu_errors(site, loads[0])
     yield from _totals(site, COMBINED, all_burnt)
     for burnt in all_burnt:
         if isinstance(burnt, NotMeasured):
@@ -103,10 +118,52 @@ def combined(site: Site) -> Iterator[Outcome]:
             yield from _values(site, COMBINED, burnt)
 
 
+def _cpu_errors(site: Site, load: cpu.Loaded) -> Outcome:
+    """Return the wrong results of the CPUs while the GPUs burned."""
+    try:
+        failures = cpu.count_failures(load.done, load.report, load.seconds)
+    except Unmeasurable as error:
+        return NotMeasured(CPU_ERRORS.id, site.device, str(error))
+    proof = None if load.least_busy < cpu.LEAST_BUSY else f"{load.cpus} workers verified their results"
+    return site.measured(CPU_ERRORS, failures, proof=proof)
+
+
+def _together(
+    all_burnt: Sequence[Burnt | NotMeasured], site: Site, load: cpu.Loaded | None = None
+) -> list[Burnt | NotMeasured]:
+    """Return the burns, flawed where they were cut short, held pauses, or did not run at the same time."""
+    seconds = float(site.params["seconds"])
+    windows = [(b.window.began, b.window.ended) for b in all_burnt if isinstance(b, Burnt)]
+    windows += [(load.began, load.ended)] if load else []
+    common = min((ended for _, ended in windows), default=0.0) - max((began for began, _ in windows), default=0.0)
+    flaw = _cpu_flaw(load) if load else ""
+    if common < FULL_TIME * seconds:
+        flaw = flaw or f"the loads ran together for {max(common, 0.0):.1f} s of {seconds:.0f} s"
+    return [replace(b, flaw=_pause(b) or flaw) if isinstance(b, Burnt) else b for b in all_burnt]
+
+
+def _cpu_flaw(load: cpu.Loaded) -> str:
+    try:
+        cpu.prove_loaded(load)
+    except Unmeasurable as error:
+        return str(error)
+    return ""
+
+
+def _pause(burnt: Burnt) -> str:
+    """Return where a burn stood still, or went back in time; '' when it did not."""
+    for sooner, later in pairwise(burnt.batches):
+        pause = later["t"] - sooner["t"] - sooner["seconds"]
+        if later["t"] <= sooner["t"] or pause > PAUSE_S:
+            into = later["t"] - burnt.window.began
+            return f"the burn of {burnt.card.device} paused for {pause:.1f} s, {into:.0f} s into it"
+    return ""
+
+
 def _totals(site: Site, of: Metrics, all_burnt: Sequence[Burnt | NotMeasured]) -> Iterator[Outcome]:
     """Yield rate and power of all cards together; nothing when one card is missing."""
     try:
-        burnt = [b if isinstance(b, Burnt) else _refuse(b) for b in all_burnt]
+        burnt = [b if isinstance(b, Burnt) and not b.flaw else _refuse(b) for b in all_burnt]
         watts = [b.window.values("power") for b in burnt]
         yield site.measured(of.total, sum(sustained_tflops(b) for b in burnt))
         yield site.measured(of.power_total, max(sum(each) for each in zip(*watts, strict=False)))
@@ -115,8 +172,10 @@ def _totals(site: Site, of: Metrics, all_burnt: Sequence[Burnt | NotMeasured]) -
         yield NotMeasured(of.power_total.id, site.device, str(error))
 
 
-def _refuse(absent: NotMeasured) -> NoReturn:
-    message = f"{absent.device}: {absent.reason}"
+def _refuse(burnt: Burnt | NotMeasured) -> NoReturn:
+    if isinstance(burnt, Burnt):
+        raise Unmeasurable(burnt.flaw)
+    message = f"{burnt.device}: {burnt.reason}"
     raise Unmeasurable(message)
 
 
@@ -189,18 +248,22 @@ Reading = tuple[Value, str | None, str]
 def _values(site: Site, of: Metrics, burnt: Burnt) -> Iterator[Outcome]:
     yield _attempt(site, of.tflops, burnt, lambda b: (sustained_tflops(b), None, ""))
     yield _attempt(site, of.temperature, burnt, _temperature)
-    yield _attempt(site, of.power_peak, burnt, lambda b: (max(b.window.values("power")), None, ""))
+    yield _attempt(site, of.power_peak, burnt, _power)
     yield _attempt(site, of.errors, burnt, _errors)
 
 
 def _attempt(site: Site, metric: Metric, burnt: Burnt, read: Callable[[Burnt], Reading]) -> Outcome:
     try:
+        if burnt.flaw and read is not _errors:
+            _refuse(burnt)
         value, proof, note = read(burnt)
     except Unmeasurable as error:
         return NotMeasured(metric.id, burnt.card.device, str(error))
     samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
     seconds = round(burnt.window.ended - burnt.window.began, 1)
     conditions = dict[str, Scalar](seconds=seconds, bus_id=burnt.card.bus_id, uuid=burnt.card.uuid)
+    if metric.unit == "C":
+        conditions["slope_c_per_min"] = round(slope_per_min(burnt.window), 1)
     return site.measured(
         metric, value, device=burnt.card.device, samples=samples, proof=proof, note=note, conditions=conditions
     )
@@ -227,10 +290,19 @@ def _temperature(burnt: Burnt) -> Reading:
 
 
 def sensed(window: Window) -> list[float]:
-    """Return the temperatures in C; raises Unmeasurable when the sensor is absent or says 0."""
-    seen = window.values("temperature")
-    if min(seen) <= 0:
-        message = f"the sensor of {window.device} says {min(seen):g} C: it measures nothing"
+    """Return the temperatures in C; raises Unmeasurable when the sensor is absent, says 0 or does not move."""
+    return _moving(window, "temperature", "C")
+
+
+def _power(burnt: Burnt) -> Reading:
+    return max(_moving(burnt.window, "power", "W")), None, ""
+
+
+def _moving(window: Window, name: str, unit: str) -> list[float]:
+    """Return a sensor's values over a load; one that shows nothing of the load measures nothing."""
+    seen = window.values(name)
+    if min(seen) <= 0 or (len(seen) > FEW and max(seen) == min(seen)):
+        message = f"the {name} of {window.device} reads {min(seen):g} {unit} throughout the load: it measures nothing"
         raise Unmeasurable(message)
     return seen
 
@@ -276,32 +348,46 @@ def _proof(burnt: Burnt, checked: int) -> str:
         what = ", ".join(missed) or "no rehearsal of every golden result"
         message = f"the error detector did not find its rehearsed errors: {what}"
         raise Unmeasurable(message)
-    ended = any(r.get("kind") == "end" for r in burnt.records)
-    if not ended or not checked:
-        message = "the burn did not reach its end" if checked else "no product was checked"
-        raise Unmeasurable(message)
+    if gap := _unchecked(burnt):
+        raise Unmeasurable(gap)
     busy = burnt.window.prove_loaded()
     rehearsed = "a flipped bit and a NaN were found in rehearsal; golden agrees with float64"
-    return f"{checked} products checked; {rehearsed}; {busy}"
+    return f"{checked} results checked; {rehearsed}; {busy}"
+
+
+def _unchecked(burnt: Burnt) -> str:
+    """Return which part of a burn nobody checked; '' when there is none."""
+    seeds = [{str(r.get("seed")) for r in burnt.records if r.get("kind") == kind} for kind in ("golden", "rehearsal")]
+    compared = sum(1 for batch in burnt.batches if "elements" in batch)
+    asked = burnt.window.ended - burnt.window.began
+    gates = (
+        (bool(burnt.flaw), burnt.flaw),
+        (not any(r.get("kind") == "end" for r in burnt.records), "the burn did not reach its end"),
+        (any(not amount(batch, "checked") for batch in burnt.batches), "not every batch was checked"),
+        (compared < asked / COMPARED_EVERY_S, f"{compared} bitwise comparisons in {asked:.0f} s"),
+        (seeds[0] != seeds[1], "a golden result was not rehearsed with its own seed"),
+    )
+    return next((reason for bad, reason in gates if bad), "")
 
 
 def _throttle(burnt: Burnt) -> Reading:
-    """Return the seconds lost to heat or brake: by NVML's time counters, else by the sampled mask."""
+    """Return the seconds lost to heat or brake: by NVML's time counters or the sampled mask, whichever is more.
+
+    One sample alone may be a change of clocks (nvml.h), two in a row are slowing.
+    """
     seen, busy = burnt.window, burnt.window.prove_loaded()
+    hits = [bool(int(mask) & THERMAL_OR_BRAKE) for mask in seen.values("reasons")]
+    sampled = round(seen.period_s * sum(a and b for a, b in pairwise(hits)), 3)
+    proof = f"reasons sampled {len(hits)} times; {busy}"
     try:
         spent = seen.values("throttle_ns")
     except Unmeasurable:
-        reasons = seen.values("reasons")
-        hit = sum(1 for mask in reasons if int(mask) & THERMAL_OR_BRAKE)
-        return (
-            round(hit * seen.period_s, 3),
-            f"reasons sampled {len(reasons)} times; {busy}",
-            "no time counters: sampled",
-        )
+        return sampled, proof, "no time counters: sampled"
     if any(later < sooner for sooner, later in pairwise(spent)):
         message = f"the throttle time of {burnt.card.device} went backwards: the driver was reset"
         raise Unmeasurable(message)
-    return round((spent[-1] - spent[0]) / 1e9, 3), f"time counters read {len(spent)} times; {busy}", ""
+    counted = round((spent[-1] - spent[0]) / 1e9, 3)
+    return max(counted, sampled), f"time counters read {len(spent)} times; {proof}", ""
 
 
 def plateau(window: Window) -> float:

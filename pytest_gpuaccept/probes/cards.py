@@ -5,7 +5,8 @@ load reached its card. Must not judge.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
@@ -16,6 +17,8 @@ LEAST_BUSY = 50.0
 """% of utilisation that a loaded card shows at least; matrix products and copies show 90 and more."""
 LEAST_SHARE = 0.9
 """Share of the samples of a window that must be there, and loaded."""
+GAP_S = 1.0
+"""Seconds without a sample that hide nothing; at a longer period, five of these."""
 
 LEAST_S = 1e-6
 """Seconds that anything timed takes at least."""
@@ -23,7 +26,7 @@ MOST = 1e18
 """Larger than any amount that a load or a sensor states."""
 FIRST = " "
 """Sorts before every bus id."""
-AMOUNTS = {"batch": ("t", "tflop"), "copy": ("t", "moved", "wrong")}
+AMOUNTS = {"batch": ("t", "tflop", "wrong"), "copy": ("t", "moved", "wrong")}
 """What a timed record states besides its seconds."""
 
 
@@ -40,8 +43,27 @@ class Card:
 def cards(site: Site) -> dict[str, Card]:
     """Return the cards by device id, in the order of their PCI bus ids; raises Unmeasurable without a driver.
 
-    A card that has fallen off the bus keeps its place, so that it is not mistaken for a missing one.
+    A card that does not answer keeps its place, and each keeps the id of the first look of the run: when
+    one goes, its neighbour does not take its name.
     """
+    found = _found(site)
+    first: dict[str, Card] = site.memory.setdefault("cards", found)
+    answering = {card.uuid: card for card in found.values() if card.handle is not None}
+    new = sorted(answering.keys() - {card.uuid for card in first.values()})
+    places = {device: card.uuid for device, card in first.items()}
+    places |= {f"gpu{len(first) + i}": uuid for i, uuid in enumerate(new)}
+    return {
+        device: replace(answering[uuid], device=device) if uuid in answering else _gone(first[device])
+        for device, uuid in places.items()
+    }
+
+
+def _gone(card: Card) -> Card:
+    reason = card.uuid if card.handle is None else f"{card.uuid} at {card.bus_id} was there when the run began"
+    return Card(card.device, reason, card.bus_id, None)
+
+
+def _found(site: Site) -> dict[str, Card]:
     nvml = site.world.nvml()
     found: list[tuple[str, str, Any]] = []
     for index in range(nvml.nvmlDeviceGetCount()):
@@ -79,7 +101,8 @@ class Window:
 
     def values(self, name: str) -> list[float]:
         """Return a reading's values; raises Unmeasurable when too many are missing, with NVML's reason."""
-        got = [amount(sample, name) for sample in self.samples if name in sample]
+        read = [sample for sample in self.samples if name in sample]
+        got = [amount(sample, name) for sample in read]
         expected = max(1.0, (self.ended - self.began) / self.period_s - 1)
         if len(got) < LEAST_SHARE * expected:
             reasons = [sample.get("failed") for sample in self.samples]
@@ -87,7 +110,18 @@ class Window:
             why = failed[-1] if failed else f"{len(got)} samples where {expected:.0f} were due"
             message = f"no {name} of {self.device} in the window: {why}"
             raise Unmeasurable(message)
+        self._check_gaps(name, [amount(sample, "t") for sample in read])
         return got
+
+    def _check_gaps(self, name: str, times: Sequence[float]) -> None:
+        """Raise Unmeasurable when the samples leave a part of the window unseen, or do not go forward."""
+        steps = [later - sooner for sooner, later in pairwise([self.began, *times, self.ended])]
+        if min(steps[1:-1], default=1.0) <= 0:
+            message = f"the samples of {self.device} do not go forward in time"
+            raise Unmeasurable(message)
+        if max(steps) > max(GAP_S, 5 * self.period_s):
+            message = f"no {name} of {self.device} for {max(steps):.1f} s of the window"
+            raise Unmeasurable(message)
 
     def prove_loaded(self) -> str:
         """Return the proof that the card was busy; raises Unmeasurable when it was not."""

@@ -17,13 +17,13 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, printable
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.profile import Scalar
+from pytest_gpuaccept.profile import ROUNDING, Profile, Scalar
 from pytest_gpuaccept.world import Record
 
 REPETITIONS = 5
 """Fewest repetitions whose spread says anything."""
 DEGENERATE = 0.5
-"""Share of one token in an answer above which the answer is no text."""
+"""Share of one token in an answer from which on the answer is no text."""
 SHARED: dict[str, Scalar] = {"repetitions": REPETITIONS, "warmups": 2, "timeout_s": 3600}
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
@@ -173,14 +173,39 @@ class Run:
         return self.site.measured(metric, value, conditions=self._under({}), note=note)
 
     def median(
-        self, metric: Metric, values: Sequence[float], conditions: Mapping[str, Scalar], note: str = ""
+        self,
+        metric: Metric,
+        values: Sequence[float],
+        conditions: Mapping[str, Scalar],
+        note: str = "",
+        streams: float | None = None,
     ) -> Measurement:
-        """Return the median of the repetitions, with their standard deviation."""
+        """Return the median of the repetitions, with their standard deviation.
+
+        With `streams`, so many of them at once decode at most so many times the memory-bandwidth bound.
+        """
         middle, spread, under = statistics.median(values), statistics.stdev(values), self._under(conditions)
-        return self.site.measured(metric, middle, spread=spread, samples=len(values), conditions=under, note=note)
+        bound = bandwidth_bound(self.site.profile, self.site.device) if streams else None
+        ceiling = streams * bound * ROUNDING if streams and bound else None
+        return self.site.measured(
+            metric, middle, spread=spread, samples=len(values), conditions=under, note=note, ceiling=ceiling
+        )
 
     def _under(self, conditions: Mapping[str, Scalar]) -> dict[str, Scalar]:
         return {"model": self.site.params["model"], "raw": self.raw, **conditions}
+
+
+def bandwidth_bound(profile: Profile, engine: str) -> float | None:
+    """Return the tok/s that memory bandwidth allows one stream, None where the profile does not say.
+
+    GPUs reading at once x memory bandwidth / bytes read per token; decoding one stream reads every
+    weight once, so no kernel can pass it.
+    """
+    card, params = profile.card, profile.params.get(engine, {})
+    if card is None or not {"bytes_per_token_gb", "gpus_at_once"} <= params.keys():
+        return None
+    bandwidth = float(params["gpus_at_once"]) * card.facts.memory_bandwidth_gbs
+    return bandwidth / float(params["bytes_per_token_gb"])
 
 
 def parse(engine: str, records: Sequence[Record]) -> tuple[Line, ...]:
@@ -210,7 +235,7 @@ def check_answers(run: Run) -> None:
     if not answers:
         refuse("no answer to the fixed prompt was reported: nothing shows that the output is text")
     top = max(answer.top_share for answer in answers)
-    if top > DEGENERATE:
+    if top >= DEGENERATE:
         refuse(f"degenerate output: one token is {top:.0%} of an answer, so its speed says nothing; check the model")
     different = len({answer.digest for answer in answers})
     if different > 1:

@@ -7,23 +7,18 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Probe
+from pytest_gpuaccept.probes.engine_load import bandwidth_bound
 from pytest_gpuaccept.probes.llamacpp import LLAMACPP_PARAMS, LLAMACPP_TAKEN, llamacpp
 from pytest_gpuaccept.probes.vllm import VLLM_PARAMS, VLLM_TAKEN, vllm
 
 
 def roofline(inputs: Inputs) -> Measurement:
-    """Return decode speed as a share of what memory bandwidth allows.
-
-    bound = GPUs reading at once x memory bandwidth / bytes read per token; decoding one stream
-    reads every weight once, so no kernel can pass it.
-    """
+    """Return decode speed as a share of what memory bandwidth allows; see engine_load.bandwidth_bound."""
     engine = inputs.device
-    card, params = inputs.profile.card, inputs.profile.params.get(engine, {})
-    if card is None or not {"bytes_per_token_gb", "gpus_at_once"} <= params.keys():
+    bound = bandwidth_bound(inputs.profile, engine)
+    if bound is None:
         message = f"the profile gives no bytes_per_token_gb and gpus_at_once under params.{engine}"
         raise Unmeasurable(message)
-    bandwidth = float(params["gpus_at_once"]) * card.facts.memory_bandwidth_gbs
-    bound = bandwidth / float(params["bytes_per_token_gb"])
     speed = inputs.number("vllm.single.decode" if engine == "vllm" else "llamacpp.decode")
     note = f"{speed:g} of at most {bound:.1f} tok/s"
     return Measurement(f"{engine}.roofline", engine, speed / bound, "ratio", "calculated", note=note)

@@ -59,6 +59,8 @@ XID_LINE = re.compile(rf"NVRM: Xid \((?:PCI:)?({BUS})(?:\.[0-7])?\): ([0-9]{{1,5
 FALLEN_LINE = re.compile(rf"NVRM: (?:(?!NVRM: ).){{0,200}}?({BUS}).{{0,200}}?fallen off the bus", re.DOTALL)
 LOST_RECORDS = re.compile(r"Missed \d+ kernel messages")
 
+HALF_MINUTE_US = 30_000_000
+
 T = TypeVar("T")
 
 
@@ -109,13 +111,13 @@ class Seen:
     note: str
 
     def outcome(
-        self, site: Site, metric: Metric, proof: str, conditions: Mapping[str, str | float], per: float = 1.0
+        self, site: Site, metric: Metric, proof: str, conditions: Mapping[str, str | float], rate: float | None = None
     ) -> Outcome:
-        """Return the count divided by `per`: an absence for an unproven none, "at least" for an unproven count."""
+        """Return the count, or its `rate`: an absence for an unproven none, "at least" for an unproven count."""
         missing = "; ".join(dict.fromkeys(self.lacking))
         if missing and not self.count:
             return NotMeasured(metric.id, site.device, f"none seen proves nothing: {missing}")
-        value = self.count if metric.unit == "count" else self.count / per
+        value = self.count if rate is None else rate
         if missing:
             note = f"{self.note}; at least, for {missing}"
             return site.measured(metric, Interval(value, None), conditions=conditions, note=note)
@@ -147,7 +149,8 @@ def gpu_events(site: Site) -> Iterator[Outcome]:
     corrected = link_errors(start, end, "corrected", fresh, unarmed)
     yield corrected.outcome(site, CORRECTED, proof, where)
     if minutes > 0:
-        yield corrected.outcome(site, RATE, proof, where, minutes)
+        dense = worst_minute(start.log, end.log, "corrected", (start.address, start.port))
+        yield corrected.outcome(site, RATE, proof, where, max(corrected.count / minutes, float(dense)))
     yield link_errors(start, end, "uncorrected", fresh, unarmed).outcome(site, UNCORRECTED, proof, where)
     proof = "the kernel log was read from the first line of this boot, at both ends of the run"
     yield xid_events(fresh, start.address, lacking).outcome(site, XID, proof, where)
@@ -304,6 +307,23 @@ def new_messages(start: KernelLog | Unmeasurable, end: KernelLog | Unmeasurable)
     fresh = end.since(start.end)
     cut = () if start.whole and end.whole else (CUT_LOG,)
     return fresh, (*cut, *(f"the journal says {message!r}" for message in fresh if LOST_RECORDS.search(message)))
+
+
+def worst_minute(
+    start: KernelLog | Unmeasurable, end: KernelLog | Unmeasurable, severity: str, partners: Sequence[str]
+) -> int:
+    """Return the most errors that the log ascribes to the partners within one minute since the start of the run.
+
+    A storm under one load must not be thinned out by the minutes in which nothing ran.
+    """
+    if isinstance(start, Unmeasurable) or isinstance(end, Unmeasurable):
+        return 0
+    minutes: dict[int, list[str]] = {}
+    for us, message in end.records:
+        if us > start.end:
+            for half in (us // HALF_MINUTE_US, us // HALF_MINUTE_US - 1):
+                minutes.setdefault(half, []).append(message)
+    return max((logged_errors(messages, severity, partners) for messages in minutes.values()), default=0)
 
 
 def arming(site: Site, log: KernelLog | Unmeasurable) -> tuple[str, ...]:

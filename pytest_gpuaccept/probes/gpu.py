@@ -158,19 +158,20 @@ PROBES = (
         params=RATE_PARAMS, loads=("telemetry", "gemm"), **ON_GPU,
     ),
     Probe(
-        "gpu.copy", "gpu", "gpu", tuple(rates.COPIES.values()), rates.copy,
+        "gpu.copy", "gpu", "gpu", (*rates.COPIES.values(), rates.COPY_ERRORS), rates.copy,
         params=COPY_PARAMS, loads=("copies",), **ON_GPU,
     ),
     Probe(
-        "gpu_pair.peer", "gpu", "gpu_pair", (rates.PAIR,), rates.peer,
+        "gpu_pair.peer", "gpu", "gpu_pair", (rates.PAIR, rates.PAIR_ERRORS), rates.peer,
         params=COPY_PARAMS, loads=("copies",), **ON_GPU,
     ),
     Probe(
-        "gpu.burn", "gpus", "host", (*burn.ALONE.all(), burn.THROTTLE, burn.START, burn.PLATEAU), burn.alone,
+        "gpu.burn", "gpus", "host",
+        (*burn.ALONE.all(), burn.THROTTLE, burn.WIDTH, burn.START, burn.PLATEAU), burn.alone,
         params=BURN_PARAMS, loads=("telemetry", "burn"), **ON_GPU,
     ),
     Probe(
-        "gpu.combined", "combined", "host", (*burn.COMBINED.all(), DROP, SYSTEM), burn.combined,
+        "gpu.combined", "combined", "host", (*burn.COMBINED.all(), burn.CPU_ERRORS, DROP, SYSTEM), burn.combined,
         params=BURN_PARAMS, loads=("telemetry", "burn"), tools=("stress-ng",), **ON_GPU,
     ),
     Probe("gpu.health", "final", "gpu", (ECC,), health, driver=True),

@@ -117,7 +117,8 @@ def _stage(run: Run, metric: Metric, kind: str, tokens: str) -> Measurement:
     done = [line for line in run.all(StageLine) if line.kind == kind]
     check_whole(run, kind, done, run.number(tokens))
     values = [line.tokens / line.seconds for line in done]
-    return run.median(metric, values, {"tokens": run.number(tokens), **proof})
+    streams = 1.0 if kind == "decode" else None
+    return run.median(metric, values, {"tokens": run.number(tokens), **proof}, streams=streams)
 
 
 def prompt(run: Run, metric: Metric) -> Measurement:

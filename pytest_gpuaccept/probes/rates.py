@@ -11,7 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.cards import Card, batches, card, flaws, window
+from pytest_gpuaccept.probes.cards import Card, amount, batches, card, flaws, window
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
 
@@ -31,6 +31,8 @@ COPIES = {
         "gpu.copy.d2h_pageable", "Copy device to host, pageable", "GB/s", "gpu", rate="pcie_any_path"
     ),
 }
+COPY_ERRORS = Metric("gpu.copy.errors", "Bytes that arrived wrong", "count", "gpu", none_seen=True)
+PAIR_ERRORS = Metric("gpu_pair.errors", "Bytes that arrived wrong", "count", "gpu_pair", none_seen=True)
 PAIR = Metric("gpu_pair.copy", "Copy GPU to GPU", "GB/s", "gpu_pair", rate="pcie_any_path")
 
 CLOCK_ROUNDING = 1.02
@@ -104,6 +106,9 @@ def _gemm(site: Site, own: Card, metric: Metric, kind: str) -> Iterator[Outcome]
     timed = batches(own, records, "batch")
     seen = window(own, samples, timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"], period)
     proof = seen.prove_loaded()
+    if wrong := sum(record["wrong"] for record in timed):
+        message = f"{wrong} timed batches of {site.device} held a wrong product: a defect"
+        raise Unmeasurable(message)
     if flaw := next(filter(None, flaws(records) or ["none was compared with float64"]), ""):
         message = f"the product of {site.device} is wrong: {flaw}; FP16 accumulation or a defect"
         raise Unmeasurable(message)
@@ -129,6 +134,7 @@ def copy(site: Site) -> Iterator[Outcome]:
     own = card(site, site.device)
     records = _copies(site, own, list(COPIES))
     timed = batches(own, records, "copy")
+    yield _wrong_bytes(site, COPY_ERRORS, records)
     for way, metric in COPIES.items():
         yield _copy_rate(site, metric, timed, way)
 
@@ -137,7 +143,17 @@ def peer(site: Site) -> Iterator[Outcome]:
     """Copy from the first to the second GPU of the pair; the path that was taken is stated."""
     first, second = (card(site, device) for device in site.device.split("-"))
     way = f"peer:{second.uuid}"
-    yield _copy_rate(site, PAIR, batches(first, _copies(site, first, [way]), "copy"), way)
+    records = _copies(site, first, [way])
+    timed = batches(first, records, "copy")
+    yield _wrong_bytes(site, PAIR_ERRORS, records)
+    yield _copy_rate(site, PAIR, timed, way)
+
+
+def _wrong_bytes(site: Site, metric: Metric, records: Sequence[Record]) -> Outcome:
+    """Return the bytes that arrived wrong in all copies, those that warm up included."""
+    copied = [record for record in records if record.get("kind") in ("warm_up", "copy")]
+    wrong = int(sum(amount(record, "wrong") for record in copied))
+    return site.measured(metric, wrong, samples=len(copied), proof=f"{len(copied)} copies compared byte by byte")
 
 
 def _copies(site: Site, own: Card, kinds: list[str]) -> list[Record]:

@@ -144,7 +144,7 @@ def single_decode(run: Run, metric: Metric) -> Measurement:
     if run.number("tokens") < 2:  # noqa: PLR2004 - the first token is the prompt's
         refuse("an answer of one token has no decode speed: raise tokens")
     values = [(line.tokens - 1) / (line.seconds - line.first_token_s) for line in done]
-    return run.median(metric, values, asked(run), _graphs(run))
+    return run.median(metric, values, asked(run), _graphs(run), streams=1)
 
 
 def single_e2e(run: Run, metric: Metric) -> Measurement:
@@ -163,7 +163,7 @@ def batch_output(run: Run, metric: Metric) -> Measurement:
     check_whole(run, "batch", done, requests * tokens)
     check_uncached(done)
     values = [line.tokens / line.seconds for line in done]
-    return run.median(metric, values, {"requests": requests, "tokens": tokens}, _graphs(run))
+    return run.median(metric, values, {"requests": requests, "tokens": tokens}, _graphs(run), streams=requests)
 
 
 def vllm(site: Site) -> Iterator[Outcome]:

@@ -15,7 +15,8 @@ from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.run import Source, start
 from pytest_gpuaccept.selfcheck.proofs import HARMLESS, PEER_GAPS, PROOFS, PeerGap, Proof
 from pytest_gpuaccept.sim.faults import FAULTS, Fault
-from pytest_gpuaccept.sim.scenario import load_scenario
+from pytest_gpuaccept.sim.parts import PARTS
+from pytest_gpuaccept.sim.scenario import Scenario, kind_of, load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.verdict import Verdict
 
@@ -24,7 +25,7 @@ DOCUMENT = """# Every check can fail
 
 SIMULATED. Printed by `gpuaccept matrix {profile} --table`; `gpuaccept matrix` repeats the proof for every shipped
 profile, and a test of ours does so on every change. A fault is planted in a machine that passes every line; its
-line must fail, and no line may change that is not declared. {proofs} faults prove the {lines} lines of `{profile}`.
+line must fail, and no line may change that is not declared. {proofs} proofs cover the {lines} lines of `{profile}`.
 
 ## What well-known tools pass
 
@@ -71,8 +72,9 @@ class Bed:
     """A profile on simulated machines: every line judged, with and without a fault."""
 
     def __init__(self, profile: Profile, catalogue: Catalogue) -> None:
-        """Take a profile."""
-        self.profile, self.catalogue = profile, catalogue
+        """Take a profile; what somebody waived or attested hides no fault here."""
+        self.profile = profile.model_copy(update={"waivers": (), "attested": ()})
+        self.catalogue = catalogue
         self._seen: dict[str, dict[Key, Verdict]] = {}
 
     def judged(self, scenario: str) -> dict[Key, Verdict]:
@@ -100,9 +102,18 @@ class Bed:
     def planted(self, fault: str) -> str:
         """Return a fault on a device of this profile, '' when it has none; `gpu*` plants it on all."""
         part, _, name = fault.partition(".")
-        devices = self._devices(part)
-        limit = self.profile.card.facts.power_limit_w - 5 if self.profile.card else 0
-        return ",".join(f"fault={device}.{name.format(limit=limit)}" for device in devices if device)
+        text = name.format(**self._fewer)
+        return ",".join(f"fault={device}.{text}" for device in self._devices(part) if device)
+
+    @cached_property
+    def _fewer(self) -> dict[str, int]:
+        """Return values that are below what a healthy machine of the profile has; see Proof."""
+        machine = SimWorld(self.profile, Scenario("healthy")).machine
+        cpu, limit = machine.cpu, int(machine.gpus[0].p.limit_w) - 5 if machine.gpus else 0
+        return {
+            "limit": limit, "cores": max(1, cpu.cores - 8), "threads": max(1, cpu.threads // 2),
+            "dimms": max(0, cpu.dimms - 1), "mts": max(100, cpu.dimm_mts - 533),
+        }  # fmt: skip
 
     def _devices(self, part: str) -> list[str]:
         of_kind = {"gpu": "gpu", "gpu*": "gpu", "drive": "nvme", "nic": "nic"}
@@ -134,6 +145,9 @@ def unproven(bed: Bed) -> list[str]:
 
 def flaws(bed: Bed) -> Iterator[str]:
     """Yield what does not hold on a profile: lines without a proof, proofs that fail, harmless faults that harm."""
+    for verdict in bed.healthy.values():
+        if verdict.verdict not in ("PASS", "MARGINAL", "NOT_APPLICABLE"):
+            yield f"a healthy machine is refused: {verdict}"
     for line in unproven(bed):
         yield f"{line}: no fault is known that makes it fail"
     for proof in bed.proofs():
@@ -152,7 +166,10 @@ def unused() -> list[str]:
 def catalogue_text() -> str:
     """Write the names of all faults, one a line, with the beginning of their page."""
     width = max(len(name) for name in FAULTS)
-    return "\n".join(f"{name:<{width}}  {fault.page.split('. ')[0].rstrip('.')}" for name, fault in FAULTS.items())
+    head = "write gpu2 for gpu, nvme0 for drive, nic0 for nic; gpuaccept faults FAULT shows a page\n\n"
+    return head + "\n".join(
+        f"{name:<{width}}  {fault.page.split('. ')[0].rstrip('.')}" for name, fault in FAULTS.items()
+    )
 
 
 def _settings(fault: Fault) -> str:
@@ -160,19 +177,30 @@ def _settings(fault: Fault) -> str:
 
 
 def page(name: str) -> str:
-    """Write the page of one fault; raises InputError with the nearest known name."""
-    if name not in FAULTS:
+    """Write the page of one fault, by its name or as it is typed for a device; raises InputError with the nearest."""
+    device, _, rest = name.partition(".")
+    key = f"{kind_of(device)}.{rest}"
+    if key not in FAULTS:
         message = f"no fault {name!r}{did_you_mean(name, FAULTS)}; see: gpuaccept faults"
         raise InputError(message)
-    fault = FAULTS[name]
-    lines = sorted({proof.line for proof in PROOFS if proof.fault.split(":")[0].split("@")[0] == name})
+    fault = FAULTS[key]
+    lines = sorted({proof.line for proof in PROOFS if proof.fault.split(":")[0].split("@")[0] == key})
     device = {"gpu": "gpu0", "drive": "nvme0", "nic": "nic0"}.get(fault.part, fault.part)
     return "\n".join([
-        name, "", fault.page, "",
+        key, "", fault.page, "",
         f"sets:    {_settings(fault)}",
+        f"takes:   {_takes(fault)}",
         f"seen by: {', '.join(lines) or 'nothing, and nothing may fail'}",
         f"use:     --hw-sim='healthy,fault={device}.{fault.name}'   (:VALUE for another; @120s, @burn, @>65C for when)",
     ])  # fmt: skip
+
+
+def _takes(fault: Fault) -> str:
+    """Return the values that a fault's parameter takes."""
+    schema = PARTS[fault.part].model_json_schema()["properties"][fault.sets]
+    words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "pattern": "text like"}
+    limits = [f"{word} {schema[key]}" for key, word in words.items() if key in schema]
+    return ", ".join(map(str, schema["enum"])) if "enum" in schema else " ".join([schema["type"], *limits])
 
 
 def gaps_table(bed: Bed) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ENGINES = ("vllm.*", "llamacpp.*", "engines.cross")
-WHOLE_CARD = ("gpu.*", "gpu_pair.*", *ENGINES, "monitoring.dcgm_exporter")
+WHOLE_CARD = ("gpu.*", "gpu_pair.*", "cpu.combined.errors", *ENGINES, "monitoring.dcgm_exporter")
 ALL_RATES = ("gpu.gemm.*", "gpu.burn.tflops", "gpu.combined.tflops", "gpu.combined.drop")
 BURNS = ("gpu.burn.*", "gpu.combined.*")
 VLLM_SPEED = ("vllm.single.decode", "vllm.batch.output", "vllm.roofline", "engines.cross")
@@ -19,8 +19,9 @@ DRIVE = ("nvme.*",)
 class Proof:
     """A fault, the line that is there for it, and the lines that it may change besides (patterns).
 
-    `{limit}` in a fault stands for a power limit 5 W below the card's. `gpus` says on how many GPUs
-    the proof works: "one", "several", or any number.
+    In a fault `{limit}` stands for a power limit 5 W below the ordered one, `{cores}`, `{threads}`,
+    `{dimms}`, `{mts}` for less than the healthy machine has: a fault must differ from what was ordered.
+    `gpus` says on how many GPUs the proof works: "one", "several", or any number.
     """
 
     line: str
@@ -45,7 +46,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.pcie.gen", "gpu.pcie.gen", ("gpu.copy.*", "gpu_pair.copy", *VLLM_SPEED)),
     Proof("gpu.pcie.gen", "gpu.pcie.drops"),
     Proof("gpu.pcie.gen", "gpu.pcie.stuck", ("gpu.copy.*", "gpu_pair.copy", *VLLM_SPEED)),
-    Proof("gpu.pcie.width", "gpu.pcie.width", ("gpu.copy.*", "gpu_pair.copy", *VLLM_SPEED)),
+    Proof("gpu.pcie.width", "gpu.pcie.width", ("gpu.burn.width", "gpu.copy.*", "gpu_pair.copy", *VLLM_SPEED)),
     Proof("gpu.gemm.fp16", "gpu.slow", ALL_RATES),
     Proof("gpu.gemm.fp16", "gpu.accumulate.fp16", (*ALL_RATES, *BURNS)),
     Proof("gpu.gemm.fp16", "gpu.cuda.order", ("gpu.*", "gpu_pair.*"), "several"),
@@ -53,25 +54,27 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.gemm.efficiency", "gpu.kernel.slow", ALL_RATES),
     Proof("gpu.copy.device", "gpu.vram.slow"),
     Proof("gpu.copy.h2d", "gpu.copy.h2d"),
-    Proof("gpu.copy.h2d", "gpu.copy.corrupt", ("gpu.copy.*", "gpu_pair.copy")),
+    Proof("gpu.copy.errors", "gpu.copy.corrupt", ("gpu.copy.*", "gpu_pair.*", "gpu.pcie.*")),
+    Proof("gpu_pair.errors", "gpu*.copy.corrupt", ("gpu.copy.*", "gpu_pair.*", "gpu.pcie.*")),
     Proof("gpu.copy.d2h", "gpu.copy.d2h"),
     Proof("gpu.copy.d2h_pageable", "gpu.copy.pageable"),
     Proof("gpu_pair.copy", "gpu.copy.staged"),
-    Proof("gpu.burn.tflops", "gpu.sag", ("gpu.combined.tflops",)),
+    Proof("gpu.burn.tflops", "gpu.sag", ALL_RATES),
     Proof("gpu.burn.tflops", "gpu.pulse", ALL_RATES),
     Proof("gpu.burn.tflops", "gpu.idle", ("gpu.*",)),
     Proof("gpu.burn.temperature", "gpu.target.high", BURNS),
     Proof("gpu.burn.temperature", "gpu.sensor.zero", ("gpu.combined.temperature",)),
     Proof("gpu.burn.temperature", "gpu.sensor.gone", ("gpu.combined.temperature",)),
-    Proof("gpu.burn.errors", "gpu.bitflip", ("gpu.combined.errors",)),
+    Proof("gpu.burn.errors", "gpu.bitflip", ("gpu.combined.errors", "gpu.gemm.*")),
     Proof("gpu.burn.errors", "gpu.bitflip.hot", ("gpu.combined.errors",)),
-    Proof("gpu.burn.errors", "gpu.nan", ("gpu.combined.errors",)),
-    Proof("gpu.burn.errors", "gpu.stripe", ("gpu.combined.errors",)),
+    Proof("gpu.burn.errors", "gpu.nan", ("gpu.combined.errors", "gpu.gemm.*")),
+    Proof("gpu.burn.errors", "gpu.stripe", ("gpu.combined.errors", "gpu.gemm.*")),
     Proof("gpu.burn.errors", "gpu.golden.wrong", ("gpu.combined.errors", "gpu.gemm.*")),
     Proof("gpu.burn.errors", "gpu.detector.blind", ("gpu.combined.errors",)),
     Proof("gpu.burn.throttle", "gpu.fan.dead", (*BURNS,)),
     Proof("gpu.burn.throttle", "gpu.throttle.hidden", (*BURNS,)),
     Proof("gpu.burn.throttle", "gpu.power.brake", (*ALL_RATES, *BURNS)),
+    Proof("gpu.burn.width", "gpu.pcie.width:8@burn", VLLM_SPEED),
     Proof("gpu.combined.tflops", "gpu.slow:0.25@combined", ("gpu.combined.drop",)),
     Proof("gpu.combined.temperature", "gpu.target.high:92@combined", ("gpu.combined.*",)),
     Proof("gpu.combined.errors", "gpu.bitflip:0.5@combined"),
@@ -87,9 +90,10 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.xid", "host.log.unreadable", ("gpu.aer.*",)),
     Proof("nic.flaps", "nic.flap"),
     Proof("nic.flaps", "nic.unreadable"),
-    Proof("cpu.burn.errors", "cpu.burn.wrong", ("gpu.combined.*",)),
-    Proof("cpu.burn.errors", "cpu.burn.short", ("cpu.burn.load", "gpu.combined.*")),
-    Proof("cpu.burn.load", "cpu.burn.idle", ("cpu.burn.errors", "gpu.combined.*")),
+    Proof("cpu.burn.errors", "cpu.burn.wrong", ("gpu.combined.*", "cpu.combined.errors")),
+    Proof("cpu.combined.errors", "cpu.burn.wrong:3@combined"),
+    Proof("cpu.burn.errors", "cpu.burn.short", ("cpu.burn.load", "gpu.combined.*", "cpu.combined.errors")),
+    Proof("cpu.burn.load", "cpu.burn.idle", ("cpu.burn.errors", "gpu.combined.*", "cpu.combined.errors")),
     Proof("monitoring.prometheus", "host.prometheus.down"),
     Proof("monitoring.prometheus", "host.prometheus.stale"),
     Proof("monitoring.dcgm_exporter", "host.exporter.down", ("monitoring.prometheus",)),
@@ -98,13 +102,13 @@ PROOFS: tuple[Proof, ...] = (
     Proof("monitoring.grafana", "host.grafana.database"),
     Proof("host.lvm.unallocated", "host.lvm.unused"),
     Proof("host.cpu.model", "cpu.model"),
-    Proof("host.cpu.cores", "cpu.cores"),
-    Proof("host.cpu.threads", "cpu.threads"),
+    Proof("host.cpu.cores", "cpu.cores:{cores}"),
+    Proof("host.cpu.threads", "cpu.threads:{threads}"),
     Proof("host.cpu.offline", "cpu.offline", ("host.cpu.threads",)),
-    Proof("host.memory.dimms", "cpu.dimm.missing", ("host.memory.installed", "host.memory.visible")),
-    Proof("host.memory.installed", "cpu.dimm.missing", ("host.memory.dimms", "host.memory.visible")),
+    Proof("host.memory.dimms", "cpu.dimm.missing:{dimms}", ("host.memory.installed", "host.memory.visible")),
+    Proof("host.memory.installed", "cpu.dimm.missing:1", ("host.memory.dimms", "host.memory.visible")),
     Proof("host.memory.visible", "cpu.dimm.missing:0", ("host.memory.*",)),
-    Proof("host.memory.speed", "cpu.dimm.slow"),
+    Proof("host.memory.speed", "cpu.dimm.slow:{mts}"),
     Proof("host.board.model", "host.board"),
     Proof("host.os.release", "host.os"),
     Proof("host.kernel.blindfolds", "host.kernel.blind", ("gpu.aer.*",)),

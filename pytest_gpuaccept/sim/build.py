@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pytest_gpuaccept.errors import InputError
+from pytest_gpuaccept.errors import InputError, did_you_mean
 from pytest_gpuaccept.profile import PCIE_GBS_PER_LANE, Card, Profile
 from pytest_gpuaccept.sim.loads import LINK_SHARE
 from pytest_gpuaccept.sim.machine import Change, Machine
@@ -41,6 +41,7 @@ SILICON_SD = 0.018
 SLOT_SD = 0.04
 """[E] Slot to slot spread of the thermal resistance."""
 COPY_SD = 0.01
+DIMM_SIZES = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024)
 P = TypeVar("P", bound=Part)
 
 
@@ -50,37 +51,41 @@ def build(profile: Profile, scenario: Scenario) -> Machine:
     drives = {d: _part(Drive, scenario, d, _drive(profile, d)) for d in profile.devices.get("nvme", ())}
     nics = {d: _part(Nic, scenario, d, _nic(profile, d)) for d in profile.devices.get("nic", ())}
     preset = _gpu(profile.card)
+    if limit := _least(profile, "gpu.power.limit"):
+        preset |= {"limit_w": limit}
     gpus = [_part(Gpu, scenario, f"gpu{i}", _varied(preset, seed, i)) for i in range(profile.gpus)]
     machine = Machine(
         seed=seed, noise=scenario.noise, gpus=gpus, drives=drives, nics=nics,
-        cpu=_part(Cpu, scenario, "cpu", _ordered(profile, CPU_LINES)),
+        cpu=_part(Cpu, scenario, "cpu", {**_memory(profile), **_ordered(profile, CPU_LINES)}),
         host=_part(Host, scenario, "host", {**_ordered(profile, HOST_LINES), "other_drives": _other_drives(profile)}),
         vllm=_part(Vllm, scenario, "vllm", _ordered(profile, {"vllm.version": "version"})),
         llamacpp=_part(LlamaCpp, scenario, "llamacpp", _ordered(profile, {"llamacpp.version": "version"})),
     )  # fmt: skip
+    machine.engines = frozenset(profile.devices.keys() & {"vllm", "llamacpp"})
     machine.mounts = {facts.mount: d for d, facts in profile.device.items() if facts.mount and d in drives}
     machine.bandwidth_gbs = profile.card.facts.memory_bandwidth_gbs if profile.card else 0.0
     for device in scenario.parts:
         if device != kind_of(device) or device in ("cpu", "host", "vllm", "llamacpp"):
             _existing(machine, device, f"scenario {scenario.name}")
     for fault in scenario.faults:
-        plant(machine, fault)
+        plant(machine, fault, scenario.name)
     return machine
 
 
-def plant(machine: Machine, planned: PlannedFault) -> None:
+def plant(machine: Machine, planned: PlannedFault, scenario: str) -> None:
     """Put a fault into a machine; raises InputError when it has no such device."""
-    part = _existing(machine, planned.device, f"fault {planned.fault.name}")
+    part = _existing(machine, planned.device, f"scenario {scenario}: fault {planned.fault.name}")
     gpu = machine.gpus[int(planned.device[3:])] if planned.fault.part == "gpu" else None
     for parameter, value in {planned.fault.sets: planned.value, **planned.fault.also}.items():
-        machine.plan(Change(part, parameter, value, planned.when, gpu))
+        machine.plan(Change(part, parameter, value, planned.when, gpu, f"{planned.device}.{planned.fault.name}"))
 
 
 def _existing(machine: Machine, device: str, where: str) -> Part:
     part = machine.part(device)
     if part is None:
-        known = ["cpu", "host", *(f"gpu{g.index}" for g in machine.gpus), *machine.drives, *machine.nics]
-        message = f"{where}: this machine has no {device}; it has {', '.join(known)}"
+        gpus = (f"gpu{g.index}" for g in machine.gpus)
+        known = ["cpu", "host", *gpus, *machine.drives, *machine.nics, *sorted(machine.engines)]
+        message = f"{where}: this machine has no {device}{did_you_mean(device, known)}; it has {', '.join(known)}"
         raise InputError(message)
     return part
 
@@ -142,6 +147,22 @@ def _drive(profile: Profile, device: str) -> dict[str, Any]:
     best = {parameter: max(value, ordered.get(parameter, 0.0)) for parameter, value in usual.items()}
     link = rate.ceiling * 0.95 if rate else None
     return {p: min(value, link) if link and p.endswith("_mbs") else value for p, value in best.items()}
+
+
+def _least(profile: Profile, name: str) -> float:
+    """Return the number that a line orders, exactly or at least; 0 when it orders none."""
+    line = profile.lines.get(name)
+    ordered = (line.equals if line.equals is not None else line.min) if line else None
+    return float(ordered) if isinstance(ordered, int | float) and not isinstance(ordered, bool) else 0.0
+
+
+def _memory(profile: Profile) -> dict[str, Any]:
+    """Return modules of the ordered speed and, in sizes that are made, of the ordered sum."""
+    stated = _ordered(profile, CPU_LINES)
+    usual = {name: Cpu.model_fields[name].default for name in ("dimms", "dimm_gib", "dimm_mts")}
+    each = _least(profile, "host.memory.installed") / max(1, int(stated.get("dimms", usual["dimms"])))
+    size = next((gib for gib in DIMM_SIZES if gib >= max(each, usual["dimm_gib"])), DIMM_SIZES[-1])
+    return {"dimm_gib": size, "dimm_mts": max(usual["dimm_mts"], int(_least(profile, "host.memory.speed")))}
 
 
 def _other_drives(profile: Profile) -> int:

@@ -22,7 +22,6 @@ LOAD_SHARE = 0.6
 """[E] Share of full load that decoding puts on a GPU."""
 EAGER = 0.6
 """[E] Decode rate without CUDA graphs over the rate with them."""
-FULL_LANES = 16
 CPU_ROOFLINE = 0.5
 """[E] Share of the host's memory bandwidth that decoding on the CPU reaches."""
 CPU_PROMPT = 0.03
@@ -172,7 +171,7 @@ def _vllm_rate(machine: Machine, params: Mapping[str, Any], gpus: list[int], *, 
     slow = 1.0 if 0 <= v.wrong_rank < len(gpus) else v.fallback
     rates = [k.decode * (1.0 if alone else v.batch_gain * k.batch) for k in (kernel, SLOW)]
     mixed = 1.0 / ((1.0 - slow) / rates[0] + slow / rates[1])
-    link = min(machine.gpus[index].p.pcie_width for index in gpus) / FULL_LANES if len(gpus) > 1 else 1.0
+    link = min(machine.gpus[index].link_share for index in gpus) if len(gpus) > 1 else 1.0
     return bound * v.roofline * mixed * link * (EAGER if v.eager else 1.0)
 
 

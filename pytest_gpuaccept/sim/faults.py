@@ -54,8 +54,7 @@ def checked(part: str, parameter: str, value: object, where: str) -> object:
     try:
         PARTS[part].__pydantic_validator__.validate_assignment(made, parameter, fits)
     except ValidationError as error:
-        usual = f"its default is {known[parameter].default!r}"
-        message = f"{where}: {parameter} = {value!r}: {error.errors()[0]['msg']}; {usual}"
+        message = f"{where}: {parameter} = {value!r}: {error.errors()[0]['msg']}"
         raise InputError(message) from None
     if type(taken := getattr(made, parameter)) is not type(fits):
         message = f"{where}: {parameter} = {value!r}: write it as {taken!r}"

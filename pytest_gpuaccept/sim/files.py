@@ -146,13 +146,11 @@ def _loadavg(machine: Machine) -> str:
 
 def _stat(machine: Machine) -> str:
     """Return the ticks of each CPU (100 per s), of which a burn leaves the highest-numbered idle."""
-    count = online(machine)
-    working = max(0, count - machine.cpu.idle_cpus)
-    total = round(100 * (machine.now + UPTIME_S))
-    busy = min(total, round(100 * machine.cpu_busy_s * count / working)) if working else 0
-    cpus = [f"cpu{n} {_ticks(busy if n < working else 0, total)}" for n in range(count)]
+    count, total = online(machine), round(100 * (machine.now + UPTIME_S))
+    busy = [round(100 * sum(s for idle, s in machine.worked_s.items() if n < count - idle)) for n in range(count)]
+    cpus = [f"cpu{n} {_ticks(ticks, total)}" for n, ticks in enumerate(busy)]
     boot = int(machine.started.timestamp() - UPTIME_S)
-    return "\n".join([f"cpu  {_ticks(busy * working, total * count)}", *cpus, "ctxt 1", f"btime {boot}", ""])
+    return "\n".join([f"cpu  {_ticks(sum(busy), total * count)}", *cpus, "ctxt 1", f"btime {boot}", ""])
 
 
 def _ticks(busy: int, total: int) -> str:

@@ -36,16 +36,35 @@ Array = np.ndarray[Any, Any]
 
 
 @lru_cache(maxsize=64)
-def _inputs(seed: int) -> tuple[Array, Array]:
-    noise = np.random.default_rng(seed)
+def _inputs(seed: int, kind: str) -> tuple[Array, Array]:
+    noise, dtype = np.random.default_rng(seed), np.float16 if kind == "fp16" else np.float32
     a, b = noise.standard_normal((ROWS, INNER)), noise.standard_normal((INNER, ROWS))
-    return a.astype(np.float16), b.astype(np.float16)
+    return a.astype(dtype), b.astype(dtype)
+
+
+class DeadWrites(np.ndarray):
+    """An array into which writes do not land: what is put there to be found is not there."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Lose the write."""
+
+
+class DeadMemory:
+    """numpy on a device that takes no writes; what it computes arrives."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever numpy has
+        """Return what numpy has under a name."""
+        return getattr(np, name)
+
+    def asarray(self, array: Array, *, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401
+        """Return an array into which writes do not land."""
+        return np.asarray(array, dtype=dtype, copy=copy).view(DeadWrites)
 
 
 def _exact(a: Array, b: Array, accumulate: str) -> Array:
-    """Return a @ b in FP16; FP16 accumulation rounds after every eighth of the sum."""
-    if accumulate == "fp32":
-        return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32).astype(np.float16)
+    """Return a @ b in the type of its inputs; FP16 accumulation rounds after every eighth of the sum."""
+    if accumulate == "fp32" or a.dtype == np.float32:
+        return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32).astype(a.dtype)
     total = np.zeros((ROWS, ROWS), np.float16)
     for part in range(0, INNER, 8):
         total += (a[:, part : part + 8].astype(np.float32) @ b[part : part + 8].astype(np.float32)).astype(np.float16)
@@ -62,13 +81,13 @@ class Silicon:
         self.uuid = uuid_of(machine, gpu.index)
 
     @property
-    def xp(self) -> ModuleType:
-        """Return numpy."""
-        return np
+    def xp(self) -> ModuleType | DeadMemory:
+        """Return numpy, over memory that may take no writes."""
+        return DeadMemory() if self._gpu.p.detector_blind else np
 
-    def inputs(self, seed: int) -> tuple[Array, Array]:
-        """Return two FP16 matrices of standard normals made from `seed`."""
-        return _inputs(seed)
+    def inputs(self, seed: int, kind: str) -> tuple[Array, Array]:
+        """Return two matrices of standard normals made from `seed`, in FP16 or FP32."""
+        return _inputs(seed, kind)
 
     def product(self, a: Array, b: Array) -> Array:
         """Return a @ b as this GPU computes it; the last one is remembered, a burn repeats it thousands of times."""
@@ -92,10 +111,6 @@ class Silicon:
         if gpu.wrong_now() and gpu.rng.random() < -math.expm1(-gpu.p.flips_per_s * seconds):
             result = _spoilt(result, gpu, gpu.rng)
         return Batch([(result, count)], seconds, count * TFLOP[kind])
-
-    def blind(self) -> bool:
-        """Say whether comparing on this GPU sees nothing."""
-        return self._gpu.p.detector_blind
 
     def copy(self, kind: str, seconds: float) -> Copy:
         """Copy for `seconds`; a small array goes along and is compared byte by byte."""
@@ -133,14 +148,15 @@ def link_gbs(gpu: GpuState) -> float:
 def _spoilt(result: Array, gpu: GpuState, rng: random.Random) -> Array:
     """Return a copy of a result with what the GPU's fault does to it; a stuck fault hits the same place always."""
     wrong = result.copy()
+    bits: Any = wrong.view(np.uint16 if wrong.dtype == np.float16 else np.uint32)
     row, column = (3, 5) if gpu.p.always_wrong else (rng.randrange(ROWS), rng.randrange(ROWS))
+    bit = bits.dtype.type(1 << (14 if gpu.p.always_wrong else gpu.p.flip_bit))
     if gpu.p.flip == "nan":
         wrong[row, column] = np.nan
     elif gpu.p.flip == "stripe":
-        wrong.view(np.int16)[row, ::4] ^= np.int16(1 << (gpu.p.flip_bit % 15))
+        bits[row, ::4] ^= bit
     else:
-        bit = 14 if gpu.p.always_wrong else gpu.p.flip_bit
-        wrong.view(np.uint16)[row, column] ^= np.uint16(1 << bit)
+        bits[row, column] ^= bit
     return wrong
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.profile import PCIE_GBS_PER_LANE
 from pytest_gpuaccept.sim.parts import Cpu, Drive, Gpu, Host, LlamaCpp, Nic, Part, Vllm
 from pytest_gpuaccept.world import Record
 
@@ -44,6 +45,9 @@ LINK_SLEEP_S = 2.0
 DROP_AT_S = 2.0
 """Seconds into a load at which a link that drops does so."""
 IDLE_CLOCK_MHZ = 210
+FULL_LANES = 16
+FALLEN_XID = 79
+"""NVIDIA's Xid catalogue: GPU has fallen off the bus."""
 
 
 class GpuState:
@@ -141,6 +145,13 @@ class GpuState:
             return 1 if asleep or dropped else full
         return full if now - self.idle_since < LINK_SLEEP_S else 1
 
+    @property
+    def link_share(self) -> float:
+        """Share of the card's own x16 link that generation and width leave."""
+        p = self.p
+        gen = min(p.pcie_gen, p.card_gen, p.slot_gen)
+        return PCIE_GBS_PER_LANE[gen] * p.pcie_width / (PCIE_GBS_PER_LANE[p.card_gen] * FULL_LANES)
+
     def wrong_now(self) -> bool:
         """Say whether a product made at this temperature may be wrong."""
         return self.p.always_wrong or (self.p.flips_per_s > 0 and self.temperature > self.p.flip_above_c)
@@ -166,8 +177,10 @@ class Change:
     value: object
     when: When = field(default_factory=When)
     gpu: GpuState | None = None
+    fault: str = ""
     began: float | None = None
     healthy: object = None
+    felt: bool = False
 
 
 @dataclass(slots=True)
@@ -262,9 +275,11 @@ class Machine:
         self.written: dict[str, str] = {}
         self.preheat_c = 0.0
         self.cpu_busy_s = 0.0
+        self.worked_s: dict[int, float] = {}
         self.moved = {name: {"read": 0, "write": 0} for name in drives}
         self.flapped = dict.fromkeys(nics, 0)
         self.mounts: dict[str, str] = {}
+        self.engines: frozenset[str] = frozenset({"vllm", "llamacpp"})
         self.bandwidth_gbs = 0.0
         self.log = [
             LogLine(-UPTIME_S, 5, f"Linux version {host.kernel} (buildd@host) (gcc 13.3.0)"),
@@ -280,7 +295,9 @@ class Machine:
 
     def part(self, name: str) -> Part | None:
         """Return a part by its scenario name: `gpu2`, `cpu`, `host`, `nvme0`, `nic0`, `vllm`, `llamacpp`."""
-        named: dict[str, Part] = {"cpu": self.cpu, "host": self.host, "vllm": self.vllm, "llamacpp": self.llamacpp}
+        engines: dict[str, Part] = {"vllm": self.vllm, "llamacpp": self.llamacpp}
+        named: dict[str, Part] = {"cpu": self.cpu, "host": self.host}
+        named |= {engine: part for engine, part in engines.items() if engine in self.engines}
         named |= {f"gpu{g.index}": g.p for g in self.gpus}
         return (named | self.drives | self.nics).get(name)
 
@@ -306,14 +323,25 @@ class Machine:
         cpu_c = self.cpu_load * self.cpu.power_w * PREHEAT_C_PER_W
         self.preheat_c += (cpu_c - self.preheat_c) * min(1.0, seconds / 10.0)
         self.cpu_busy_s += self.cpu_load * seconds
+        if self.cpu_load:
+            self._work(seconds)
         ambient = self.host.room_c + self.preheat_c
         for gpu in self.gpus:
             gpu.cpu_load = self.cpu_load
             gpu.step(seconds, ambient)
             if gpu.load:
                 self._events(gpu, seconds)
+            if gpu.p.lost and gpu.p.present:
+                self._fall(gpu)
         if self.running:
             self._flap()
+
+    def _work(self, seconds: float) -> None:
+        """Count the time that each of the reached CPUs worked, by how many were not reached then."""
+        idle, online = self.cpu.idle_cpus, max(0, self.cpu.threads - self.cpu.offline)
+        if idle < online:
+            each = min(1.0, self.cpu_load * online / (online - idle)) * seconds
+            self.worked_s[idle] = self.worked_s.get(idle, 0.0) + each
 
     def _events(self, gpu: GpuState, seconds: float) -> None:
         """Count and log what goes wrong on a GPU's link and in its driver under load."""
@@ -327,8 +355,18 @@ class Machine:
             self._log_aer(gpu, "Uncorrectable (Non-Fatal)", "TLP")
         if p.xid and "xid" not in gpu.shown:
             gpu.shown.add("xid")
-            text = f"NVRM: Xid (PCI:{gpu.address[:-2]}): {p.xid}, pid='<unknown>', name=<unknown>"
-            self.say(text, priority=3, device=gpu.address)
+            self._log_xid(gpu, p.xid)
+
+    def _fall(self, gpu: GpuState) -> None:
+        """Log, once, that a card has fallen off the bus."""
+        if "lost" not in gpu.shown:
+            gpu.shown.add("lost")
+            self._log_xid(gpu, FALLEN_XID)
+            self.say(f"NVRM: GPU {gpu.address}: GPU has fallen off the bus.", priority=3, device=gpu.address)
+
+    def _log_xid(self, gpu: GpuState, xid: int) -> None:
+        text = f"NVRM: Xid (PCI:{gpu.address[:-2]}): {xid}, pid='<unknown>', name=<unknown>"
+        self.say(text, priority=3, device=gpu.address)
 
     def _log_aer(self, gpu: GpuState, severity: str, kind: str) -> None:
         if not self.host.aer_armed:
@@ -361,11 +399,19 @@ class Machine:
         wanted: dict[tuple[int, str], tuple[Change, object]] = {}
         for change in self.changes:
             place, there = (id(change.part), change.parameter), self._is_there(change)
+            change.felt |= there and change.value != change.healthy
             if there or place not in wanted:
                 wanted[place] = change, change.value if there else change.healthy
         for change, value in wanted.values():
             if getattr(change.part, change.parameter) != value:
                 setattr(change.part, change.parameter, value)
+
+    def unfelt(self) -> list[str]:
+        """Return the planned faults that changed nothing so far: never there, or what the machine is anyway."""
+        faults = {change.fault: False for change in self.changes}
+        for change in self.changes:
+            faults[change.fault] |= change.felt
+        return [fault for fault, felt in faults.items() if not felt]
 
     def _is_there(self, change: Change) -> bool:
         when = change.when

@@ -76,9 +76,9 @@ class Gpu(Part):
     always_wrong: Annotated[bool, Field(description="every product is wrong in the same way, the first included")] = (
         False
     )
-    detector_blind: Annotated[
-        bool, Field(description="the device does not compare: the rehearsed flip is not found")
-    ] = False
+    detector_blind: Annotated[bool, Field(description="writes do not land: what is put there to be found is not")] = (
+        False
+    )
 
     pcie_gen: Annotated[Gen, Field(description="generation under load")] = 4
     pcie_width: Lanes = 16
@@ -94,7 +94,7 @@ class Gpu(Part):
     copy_corrupts: Annotated[bool, Field(description="one byte of each copy arrives wrong")] = False
 
     aer_corrected_per_min: Annotated[
-        Rate, Field(description="corrected PCIe errors per minute while the link is busy")
+        float, Field(ge=0, le=6000, description="corrected PCIe errors per minute while the link is busy")
     ] = 0.0
     aer_side: Annotated[Literal["gpu", "port"], Field(description="which link partner counts them")] = "gpu"
     aer_uncorrected: Annotated[Count, Field(description="uncorrected PCIe errors, once")] = 0

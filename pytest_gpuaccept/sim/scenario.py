@@ -178,8 +178,8 @@ def _override(device: str, values: object, file: str) -> dict[str, Any]:
     kind = kind_of(device)
     where = f"scenario {file}: {device}"
     if kind not in PARTS or not isinstance(values, dict):
-        near, known = did_you_mean(kind, [*PARTS, *KINDS]), ", ".join(PARTS)
-        message = f"{where}: no such part{near}; known: {known}, gpu0, nvme0, nic0, seed, noise, fault"
+        known = ["title", "seed", "noise", "fault", *PARTS, *KINDS]
+        message = f"{where}: no such key or part{did_you_mean(kind, known)}; known: {', '.join(known)}, gpu0, nvme0 ..."
         raise InputError(message)
     return {key: checked(kind, key, value, where) for key, value in values.items()}
 
