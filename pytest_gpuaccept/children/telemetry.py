@@ -30,8 +30,9 @@ def telemetry(nvml: Any, clock: Clock, *, uuids: Sequence[str], period_s: float)
     while True:
         for uuid in uuids:
             yield {"kind": "sample", "t": clock.monotonic(), "uuid": uuid, **_ask(nvml, handles, uuid)}
-        due = max(due + period_s, clock.monotonic() + LEAST_PERIOD_S)
-        clock.sleep(due - clock.monotonic())
+        now = clock.monotonic()
+        due = max(due + period_s, now + LEAST_PERIOD_S)
+        clock.sleep(due - now)
 
 
 def _ask(nvml: Any, handles: dict[str, Any], uuid: str) -> Record:
