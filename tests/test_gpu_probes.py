@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +18,12 @@ from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import burn, gpu, rates
 from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
+from pytest_gpuaccept.probes.cpu import Loaded
 from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.sim.nvml import binding
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
+from pytest_gpuaccept.world import Completed
 
 FUZZ = settings(
     deadline=None, database=None, max_examples=150,
@@ -61,11 +65,10 @@ def batch(t=0.0, **other):
     return {"kind": "batch", "t": t, "seconds": 0.1, "tflop": 16.0, "wrong": 0, "checked": 15, **other}
 
 
-def whole(*timed, **other):
-    """Return the records of a burn that went well."""
-    return [
-        {"kind": "device", "uuid": OWN.uuid}, golden(), rehearsal(), *(timed or (batch(), batch(0.1))), {"kind": "end"}
-    ]  # fmt: skip
+def whole(*timed):
+    """Return the records of a burn of 60 s that went well: a batch and a bitwise comparison each second."""
+    timed = timed or [batch(float(t), seconds=1.0, elements=0, checked=2) for t in range(60)]
+    return [{"kind": "device", "uuid": OWN.uuid}, golden(), rehearsal(), *timed, {"kind": "end"}]
 
 
 def of(records=None, view=None, *, outvoted=False):
@@ -150,6 +153,33 @@ def test_a_window_with_large_gaps_is_none():
     taken = [s for i, s in enumerate(samples()) if i % 8]
     with pytest.raises(Unmeasurable, match="no temperature of gpu0 in the window: 262 samples where 299 were due"):
         seen(taken).values("temperature")
+
+
+@pytest.mark.parametrize("unseen", [(0.0, 1.2), (30.0, 31.2), (59.0, 60.0)], ids=["beginning", "middle", "end"])
+def test_a_part_of_the_window_that_nobody_saw_makes_it_no_reading(unseen):
+    """However many samples there are elsewhere, more than a second without one may hide anything."""
+    taken = [s for s in samples() if not unseen[0] <= s["t"] <= unseen[1]]
+    with pytest.raises(Unmeasurable, match=r"no power of gpu0 for 1\.[2-4] s of the window"):
+        seen(taken).values("power")
+
+
+def test_a_gap_is_one_of_the_reading_not_of_the_sample():
+    """A sensor that fails from some time on was not seen then, although its neighbours were."""
+    taken = [{k: v for k, v in s.items() if k != "power" or s["t"] < 58.0} for s in samples()]
+    assert len(seen(taken).values("temperature")) == 300
+    with pytest.raises(Unmeasurable, match=r"no power of gpu0 for 2\.2 s of the window"):
+        seen(taken).values("power")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [lambda s: [*s, *s], lambda s: sorted(s * 2, key=lambda one: one["t"]), lambda s: s[::-1]],
+    ids=["again", "twice", "backwards"],
+)
+def test_samples_that_do_not_go_forward_are_no_reading(order):
+    """The same samples twice are not twice the proof, and a clock that went back dates nothing."""
+    with pytest.raises(Unmeasurable, match="samples of gpu0 do not go forward in time"):
+        seen(order(samples())).values("power")
 
 
 def test_a_reading_that_failed_is_told_in_the_words_of_nvml():
@@ -246,7 +276,8 @@ def test_batches_of_another_card_or_without_time_do_not_count(records, reason):
 
 def test_batches_of_the_card_itself_are_all_returned():
     """Warm-up and other records are left out."""
-    assert batches(OWN, [*whole(), {"kind": "warm_up"}], "batch") == [batch(), batch(0.1)]
+    timed = [batch(), batch(0.1)]
+    assert batches(OWN, [*whole(*timed), {"kind": "warm_up"}], "batch") == timed
 
 
 def test_a_golden_that_says_nothing_is_not_right():
@@ -262,7 +293,7 @@ def test_a_golden_that_says_nothing_is_not_right():
 def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
     """Zero comes with a sentence of what would have shown an error."""
     rehearsed = "a flipped bit and a NaN were found in rehearsal; golden agrees with float64"
-    proof = f"30 products checked; {rehearsed}; gpu0 busy in 100% of 300 samples"
+    proof = f"120 results checked; {rehearsed}; gpu0 busy in 100% of 300 samples"
     assert burn._errors(of()) == (0, proof, "")
 
 
@@ -277,7 +308,13 @@ def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
         ([*whole(), golden(1), rehearsal(1, clean_passes=None)], "rehearsed errors: clean_passes$"),
         ([*whole(), golden(1), rehearsal(1, clean_passes=1)], "rehearsed errors: clean_passes$"),
         ([r for r in whole() if r["kind"] != "end"], "the burn did not reach its end"),
-        (whole(batch(checked=0)), "no product was checked"),
+        ([*whole(), golden(1), rehearsal(2)], "a golden result was not rehearsed with its own seed"),
+        (whole(*(batch(t, seconds=1.0, elements=0, checked=int(t != 30)) for t in range(60))), "not every batch"),
+        (whole(*(batch(t, seconds=1.0) for t in range(60))), "0 bitwise comparisons in 60 s"),
+        (
+            whole(*(batch(t, seconds=1.0) | ({} if t % 3 else {"elements": 0}) for t in range(60))),
+            "20 bitwise comparisons",
+        ),
         (whole(batch(checked=None)), "checked = None"),
         (whole({k: v for k, v in batch().items() if k != "wrong"}), "wrong = None"),
     ],
@@ -310,7 +347,7 @@ def test_errors_need_no_proof():
 def test_a_wrong_golden_makes_every_product_wrong():
     """Products that agree with a wrong golden are wrong, all of them."""
     value, proof, note = burn._errors(of([*whole(), golden(1, flaw="3 of 9 sampled elements differ"), rehearsal(1)]))
-    assert (value, proof) == (30, None)
+    assert (value, proof) == (120, None)
     assert note == "the product itself is wrong: 3 of 9 sampled elements differ"
 
 
@@ -322,7 +359,7 @@ def test_a_wrong_golden_is_an_error_even_before_a_product_was_checked():
 def test_an_outvoted_card_has_errors_only():
     """A card that no majority agrees with computes wrong, however well it agrees with itself."""
     value, proof, note = burn._errors(of(outvoted=True))
-    assert (value, proof) == (30, None)
+    assert (value, proof) == (120, None)
     assert "no majority of the cards computes what gpu0 does" in note
 
 
@@ -360,8 +397,21 @@ def test_a_sensor_that_says_zero_measures_nothing(temperature):
     """Zero degrees is below every limit and no temperature: neither peak nor start nor plateau."""
     view = seen(temperature=temperature)
     for read in (burn._temperature, lambda b: burn.sensed(b.window), lambda b: burn.plateau(b.window)):
-        with pytest.raises(Unmeasurable, match="the sensor of gpu0 says 0 C"):
+        with pytest.raises(Unmeasurable, match="the temperature of gpu0 reads 0 C throughout the load"):
             read(of(view=view))
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "stuck"),
+    [("temperature", burn._temperature, 65), ("power", burn._power, 450.0), ("power", burn._power, 0.0)],
+)
+def test_a_sensor_that_does_not_move_measures_nothing(name, read, stuck):
+    """A value that shows nothing of the load is none; ten samples are too few to say so."""
+    with pytest.raises(Unmeasurable, match=f"the {name} of gpu0 reads {stuck:g} . throughout the load"):
+        read(of(view=seen(**{name: stuck})))
+    assert read(of(view=seen(**{name: lambda t: 60.0 if t < 1.0 else 65.0})))[0] == 65.0
+    few = seen(ended=2.0, **{name: 65.0})
+    assert (read(of(view=few))[0], len(few.samples)) == (65.0, burn.FEW)
 
 
 @pytest.mark.parametrize(("per_s", "expected"), [(0.0, 0.0), (0.05, 3.0), (-0.1, -6.0)])
@@ -382,8 +432,8 @@ def test_a_slope_needs_four_samples_and_passes_over_gaps():
 
 
 def test_the_plateau_is_where_the_temperature_stays_near_its_last():
-    """Seconds until it is within 1 C for good; a flat one is there from the start."""
-    assert burn.plateau(seen(temperature=65)) == 0.0
+    """Seconds until it is within 1 C for good; one that hardly moves is there from the start."""
+    assert burn.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 64)) == 0.0
     assert burn.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 45)) == pytest.approx(20.0)
     assert burn.plateau(seen(temperature=lambda t: 64 if t >= 20.0 else 45 + t)) == pytest.approx(18.0)
     assert burn.plateau(seen(temperature=lambda t: 70 if t == 30.0 else 65)) == pytest.approx(30.2)
@@ -398,7 +448,7 @@ def test_throttle_is_what_the_time_counters_gained():
     """Seconds between the first and the last reading; what was lost before the burn is not its own."""
     value, proof, note = throttled(throttle_ns=lambda t: 5 * NANO + (t - 30 if t > 30 else 0) * NANO)
     assert value == pytest.approx(29.8)
-    assert proof == "time counters read 300 times; gpu0 busy in 100% of 300 samples"
+    assert proof == "time counters read 300 times; reasons sampled 300 times; gpu0 busy in 100% of 300 samples"
     assert note == ""
     assert throttled(throttle_ns=5 * NANO)[0] == 0
 
@@ -426,9 +476,24 @@ def test_without_counters_the_mask_is_sampled(mask, counts):
         del one["throttle_ns"]
         one["failed"] = {"throttle_ns": "Not Supported"}
     value, proof, note = burn._throttle(of(view=seen(taken)))
-    assert value == (30.0 if counts else 0.0)
+    assert value == (29.8 if counts else 0.0)
     assert proof == "reasons sampled 300 times; gpu0 busy in 100% of 300 samples"
     assert note == "no time counters: sampled"
+
+
+def test_a_mask_that_is_set_counts_although_the_counters_stand_still():
+    """Of counters and mask the one that saw more is believed."""
+    value, proof, _ = throttled(reasons=lambda t: 0x20 if t >= 30.0 else 4)
+    assert value == 29.8
+    assert proof.startswith("time counters read 300 times; reasons sampled 300 times")
+    both = throttled(reasons=lambda t: 0x20 if t >= 59.0 else 4, throttle_ns=lambda t: t * NANO)
+    assert both[0] == pytest.approx(59.8)
+
+
+@pytest.mark.parametrize(("long", "seconds"), [(0.2, 0.0), (0.4, 0.2)])
+def test_one_sample_of_the_mask_alone_is_a_change_of_clocks(long, seconds):
+    """Slowing shows in two samples in a row."""
+    assert throttled(reasons=lambda t: 0x20 if 30.0 <= t + 1e-9 < 30.0 + long else 4)[0] == seconds
 
 
 def test_without_counters_and_mask_there_is_no_throttle_time():
@@ -442,6 +507,86 @@ def test_an_idle_card_was_not_throttled_and_proves_nothing():
     """A card without load has no throttle time, not zero."""
     with pytest.raises(Unmeasurable, match="did not reach"):
         throttled(utilisation=0)
+
+
+# at the same time -----------------------------------------------------------------------------------------
+
+
+def lasted(*timed, wrong=0):
+    """Return a burn of batches of (start, seconds), its window as long as they are."""
+    made = [batch(float(t), seconds=s, elements=0, wrong=wrong) for t, s in timed]
+    began, ended = made[0]["t"], made[-1]["t"] + made[-1]["seconds"]
+    return burn.Burnt(OWN, whole(*made), made, Window("gpu0", samples(), began, ended, PERIOD), outvoted=False)
+
+
+def minute(began=0.0, seconds=60, **other):
+    """Return a burn of batches of a second each."""
+    return lasted(*((began + i, 1.0) for i in range(seconds)), **other)
+
+
+def together(*burns, load=None):
+    """Return the flaws of burns that were asked to last 60 s."""
+    asked = Site(None, None, "host", {"seconds": 60}, None)
+    return [b.flaw for b in burn._together(burns, asked, load)]
+
+
+def cpus(began=0.0, ended=60.0, busy=100.0):
+    """Return a run of stress-ng that verified its results."""
+    done = Completed(("stress-ng",), 0, "", "", 60.0)
+    report = "    bogo-ops: 5000\n    wall-clock-time: 60.0\n"
+    return Loaded(1, 60, {0: busy}, done, report, began, ended)
+
+
+def test_burns_that_ran_together_have_no_flaw():
+    """A twentieth of the time may be lost to the start, of the cards and of the CPUs."""
+    assert together(minute(), minute(1.0), minute(2.0), load=cpus(2.0, 63.0)) == [""] * 3
+
+
+def test_a_short_burn_is_none():
+    """Half a minute of a minute makes every burn of the run one that was not asked for."""
+    assert together(minute(), minute(seconds=30)) == ["the loads ran together for 30.0 s of 60 s"] * 2
+    assert together(minute(seconds=57)) == [""]
+    assert together(minute(seconds=56)) == ["the loads ran together for 56.0 s of 60 s"]
+
+
+def test_loads_that_do_not_overlap_are_no_load_together():
+    """Each may have lasted as long as asked: a burn that starts 59 s late shared one second with the other."""
+    assert together(minute(), minute(59.0)) == ["the loads ran together for 1.0 s of 60 s"] * 2
+    assert together(minute(), minute(90.0)) == ["the loads ran together for 0.0 s of 60 s"] * 2
+
+
+def test_cpus_that_worked_at_another_time_were_not_combined():
+    """The load of the CPUs has its own beginning and end, which count like those of a burn."""
+    assert together(minute(), load=cpus(59.0, 119.0)) == ["the loads ran together for 1.0 s of 60 s"]
+    assert together(minute(), load=cpus(busy=50.0))[0].startswith("the CPUs were not loaded")
+
+
+def test_a_burn_that_paused_is_none():
+    """Two seconds may pass between batches, for a new seed; in more a card cools, and the others are not blamed."""
+    paused = lasted(*((i if i < 30 else i + 1.5, 1.0) for i in range(60)), *((63.0 + i, 1.0) for i in range(3)))
+    assert together(paused, minute()) == [""] * 2
+    paused = lasted(*((i if i < 30 else i + 2.5, 1.0) for i in range(60)))
+    assert together(paused, minute()) == ["the burn of gpu0 paused for 2.5 s, 32 s into it", ""]
+
+
+@pytest.mark.parametrize("again", [29.0, 28.0])
+def test_a_burn_whose_clock_went_back_is_none(again):
+    """Two batches that began at one time, or in the wrong order, are not dated."""
+    went_back = lasted(*((i, 1.0) for i in range(30)), (again, 1.0), *((i, 1.0) for i in range(30, 60)))
+    assert "30" not in together(went_back)[0]
+    assert together(went_back)[0].startswith("the burn of gpu0 paused for -")
+
+
+def test_a_flawed_burn_proves_wrong_products_and_nothing_else():
+    """No rate, no heat, no absence of errors; a product that was wrong stays wrong."""
+    where = Site(None, None, "host", {"seconds": 60}, None)
+    (short,) = burn._together([minute(seconds=30)], where)
+    outcomes = list(burn._values(where, burn.ALONE, short))
+    assert [o.reason for o in outcomes] == ["the loads ran together for 30.0 s of 60 s"] * 4
+    (short,) = burn._together([minute(seconds=30, wrong=1)], where)
+    *others, errors = burn._values(where, burn.ALONE, short)
+    assert (errors.value, errors.proof) == (30, None)
+    assert all(isinstance(o, NotMeasured) for o in others)
 
 
 # worlds ---------------------------------------------------------------------------------------------------
@@ -564,21 +709,48 @@ def first(records, script):
     return next(written for key, written in records.items() if key.split()[0] == script)
 
 
-def proves_no_error(records):
+def burn_proves_no_error(records):
     """Say, independently of the probes, whether a burn's records may stand for "no error seen"."""
     kinds = {kind: [r for r in records if r.get("kind") == kind] for kind in ("golden", "rehearsal", "batch", "end")}
+    seeds = [sorted({repr(r.get("seed")) for r in kinds[kind]}) for kind in ("golden", "rehearsal")]
     return (
         all(kinds.values())
+        and seeds[0] == seeds[1]
         and all(r.get("flaw") == "" for r in kinds["golden"])
         and all(r.get(name) is True for r in kinds["rehearsal"] for name in burn.REHEARSED)
         and all(r.get("wrong") == 0 and not r.get("elements") for r in kinds["batch"])
-        and all(isinstance(r.get("checked"), int | float) for r in kinds["batch"])
+        and all(r.get("checked") for r in kinds["batch"])
+        and sum("elements" in r for r in kinds["batch"]) >= 2
     )
+
+
+def copies_prove_no_error(records, ways):
+    """Say, independently of the probes, whether copies of all ways arrived as they were sent."""
+    copied = [r for r in records if r.get("kind") in ("warm_up", "copy")]
+    came = [r.get("way") for r in copied if r["kind"] == "copy"]
+    return all(r.get("wrong") == 0 for r in copied) and all(way in came for way in ways)
+
+
+def proves_no_error(two, records, metric, device):
+    """Say whether what the loads wrote may stand for a metric's "none seen"."""
+    found = {name: card.uuid for name, card in cards(site(two)).items()}
+    if metric == "gpu.copy.errors":
+        return copies_prove_no_error(first(records, "copies"), rates.COPIES)
+    if metric == "gpu_pair.errors":
+        return copies_prove_no_error(first(records, "copies"), [f"peer:{found['gpu1']}"])
+    burns = [
+        written for key, written in records.items() if key.startswith("burn") and key.endswith(found.get(device, ""))
+    ]
+    if metric == "cpu.combined.errors":
+        return any(r.get("kind") == "batch" for written in burns for r in written)
+    return burn_proves_no_error(*burns)
 
 
 ALL_GONE = [("drop", "golden", 0, 0, None, True)]
 NOT_COMPARED = [("replace", "rehearsal", 0, 2, None, True)]
 NULL_HEAT = [("remove", "sample", 9, 7, None, False)]
+HALF_A_BYTE = [("replace", "warm_up", 0, 2, 0.4, False)]
+NO_WAY = [("replace", "copy", 0, 5, [0], True)]
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -587,6 +759,8 @@ NULL_HEAT = [("remove", "sample", 9, 7, None, False)]
 @example(changes=ALL_GONE)
 @example(changes=NOT_COMPARED)
 @example(changes=NULL_HEAT)
+@example(changes=HALF_A_BYTE)
+@example(changes=NO_WAY)
 def test_whatever_a_load_writes_is_a_reading_or_has_a_reason(two, healthy, name, changes):
     """Any records give outcomes or Unmeasurable, and "none seen" only with everything that proves it."""
     records = spoilt(healthy[name], changes)
@@ -594,8 +768,7 @@ def test_whatever_a_load_writes_is_a_reading_or_has_a_reason(two, healthy, name,
         assert isinstance(outcome, Measurement) or outcome.reason
         if metric.endswith(".errors") and isinstance(outcome, Measurement) and outcome.value == 0:
             assert outcome.proof
-            own = cards(site(two))[device].uuid
-            assert proves_no_error(next(records[key] for key in records if key.endswith(own)))
+            assert proves_no_error(two, records, metric, device)
         elif metric in NONE_SEEN and isinstance(outcome, Measurement):
             assert outcome.proof or outcome.value > 0
 
@@ -644,15 +817,64 @@ def test_cards_that_disagree_have_wrong_results(two, healthy):
 
 def test_a_combined_burn_without_the_cpus_is_none(two):
     """When some CPUs rested there was no combined load, whatever the cards did."""
-    with pytest.raises(Unmeasurable, match="the CPUs were not loaded"):
-        list(burn.combined(site(two, text="healthy,fault=cpu.burn.idle")))
+    outcomes = taken(burn.combined, site(two, text="healthy,fault=cpu.burn.idle"))
+    assert {key for key, outcome in outcomes.items() if "CPUs were not loaded" not in outcome.reason} == set()
+
+
+def test_a_wrong_product_is_proven_although_the_cpus_rested(two):
+    """What a card computed wrong does not need the CPUs; that another made no error needs them."""
+    outcomes = taken(burn.combined, site(two, text="healthy,fault=cpu.burn.idle,fault=gpu0.bitflip"))
+    assert outcomes["gpu.combined.errors", "gpu0"].value > 0
+    assert "CPUs were not loaded" in outcomes["gpu.combined.errors", "gpu1"].reason
+    assert "CPUs were not loaded" in outcomes["gpu.combined.tflops", "gpu0"].reason
+
+
+def test_wrong_results_of_the_cpus_are_counted_in_the_combined_burn(two):
+    """Each that stress-ng reports counts, and the cards' own results stand."""
+    outcomes = taken(burn.combined, site(two, text="healthy,fault=cpu.burn.wrong:3"))
+    assert outcomes["cpu.combined.errors", "host"].value == 3
+    assert outcomes["gpu.combined.errors", "gpu0"].value == 0
+    healthy = taken(burn.combined, site(two))["cpu.combined.errors", "host"]
+    assert (healthy.value, healthy.proof.split()[1:]) == (0, ["workers", "verified", "their", "results"])
+
+
+def test_cpus_without_cards_made_no_combined_burn(two, healthy):
+    """That the CPUs made no error while no card burned proves nothing of the combined burn."""
+    records = {key: [] if key.startswith("burn") else written for key, written in healthy["gpu.combined"].items()}
+    outcome = replayed(two, "gpu.combined", records)["cpu.combined.errors", "host"]
+    assert outcome.reason == "gpu0: the load of gpu0 (" + cards(site(two))["gpu0"].uuid + (
+        ") ran on nothing: CUDA's order is not NVML's"
+    )
+
+
+def test_a_card_that_burned_a_minute_later_leaves_no_reading_of_either(two, healthy):
+    """A burn of all cards at once is one at the same time, as their own records and samples date it."""
+    records = copy.deepcopy(healthy["gpu.burn"])
+    late = cards(site(two))["gpu1"].uuid
+    for key, written in records.items():
+        for one in written:
+            if "t" in one and (key.endswith(late) or one.get("uuid") == late):
+                one["t"] += 59.0
+    outcomes = replayed(two, "gpu.burn", records)
+    assert {outcome.reason for outcome in outcomes.values()} == {"the loads ran together for 0.0 s of 6 s"}
+
+
+def test_a_power_sensor_that_stands_still_is_in_no_sum(two, healthy):
+    """Its card has no peak, the machine no power, and the other card keeps its own."""
+    records = copy.deepcopy(healthy["gpu.burn"])
+    for one in first(records, "telemetry"):
+        one["power"] = 300.0 if one["uuid"] == cards(site(two))["gpu0"].uuid else one["power"]
+    outcomes = replayed(two, "gpu.burn", records)
+    for key in (("gpu.burn.power_peak", "gpu0"), ("gpu.burn.power_total", "host")):
+        assert outcomes[key].reason.startswith("the power of gpu0 reads 300 W throughout the load")
+    assert outcomes["gpu.burn.power_peak", "gpu1"].value > 400
 
 
 def test_a_sensor_that_says_zero_gives_no_temperature_of_a_burn(two):
     """Neither the peak, nor where it began, nor when it was flat; the rate needs no temperature."""
     outcomes = taken(burn.alone, site(two, text="healthy,fault=gpu0.sensor.zero"))
     for metric in ("gpu.burn.temperature", "gpu.burn.start_temperature", "gpu.burn.plateau"):
-        assert "says 0 C" in outcomes[metric, "gpu0"].reason
+        assert "reads 0 C throughout" in outcomes[metric, "gpu0"].reason
         assert isinstance(outcomes[metric, "gpu1"], Measurement)
     assert isinstance(outcomes["gpu.burn.tflops", "gpu0"], Measurement)
 
@@ -677,7 +899,9 @@ def test_a_copy_that_went_another_way_is_not_the_copy_asked_for(two, healthy):
     for record in first(records, "copies"):
         if record["kind"] == "copy":
             record["way"] = "device"
-    assert replayed(two, "gpu_pair.peer", records)["gpu_pair.copy", "gpu0-gpu1"].reason == "no copy was timed"
+    outcomes = replayed(two, "gpu_pair.peer", records)
+    assert outcomes["gpu_pair.copy", "gpu0-gpu1"].reason == "no copy was timed"
+    assert outcomes["gpu_pair.errors", "gpu0-gpu1"].reason.startswith("no copy was compared: peer:GPU-")
 
 
 def test_wrong_bytes_make_a_copy_no_rate(two, healthy):
@@ -687,6 +911,57 @@ def test_wrong_bytes_make_a_copy_no_rate(two, healthy):
     outcomes = replayed(two, "gpu.copy", records)
     assert "1 bytes arrived wrong" in outcomes["gpu.copy.d2h", "gpu0"].reason
     assert isinstance(outcomes["gpu.copy.h2d", "gpu0"], Measurement)
+    assert outcomes["gpu.copy.errors", "gpu0"].value == 1
+
+
+@pytest.mark.parametrize(("name", "metric"), [("gpu.copy", "gpu.copy.errors"), ("gpu_pair.peer", "gpu_pair.errors")])
+def test_wrong_bytes_count_also_in_a_copy_to_warm_up(two, healthy, name, metric):
+    """What is not timed is compared all the same, and no byte wrong is proven by the copies that were compared."""
+    device, records = PROBES[name][1], copy.deepcopy(healthy[name])
+    clean = replayed(two, name, records)[metric, device]
+    assert (clean.value, clean.proof) == (0, f"{clean.samples} copies compared byte by byte")
+    assert clean.samples == (16 if name == "gpu.copy" else 4)
+    next(r for r in first(records, "copies") if r["kind"] == "warm_up")["wrong"] = 3
+    assert replayed(two, name, records)[metric, device].value == 3
+
+
+def test_ways_that_were_not_copied_leave_no_proof_that_no_byte_was_wrong(two, healthy):
+    """Without the copies of one way the others prove nothing for it; a byte that is wrong needs no proof."""
+    records = copy.deepcopy(healthy["gpu.copy"])
+    written = first(records, "copies")
+    written[:] = [r for r in written if r.get("way") != "d2h"]
+    assert replayed(two, "gpu.copy", records)["gpu.copy.errors", "gpu0"].reason == "no copy was compared: d2h"
+    written[-1]["wrong"] = 1
+    assert replayed(two, "gpu.copy", records)["gpu.copy.errors", "gpu0"].value == 1
+
+
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_a_wrong_product_in_a_timed_batch_leaves_no_rate(two, healthy, kind):
+    """A rate of wrong products is none; the other type's rate is not affected."""
+    records = copy.deepcopy(healthy["gpu.gemm"])
+    written = [of_load for key, of_load in records.items() if key.startswith("gemm")][kind == "fp32"]
+    next(r for r in written if r["kind"] == "batch")["wrong"] = 1
+    outcomes = replayed(two, "gpu.gemm", records)
+    assert outcomes[f"gpu.gemm.{kind}", "gpu0"].reason == "1 timed batches of gpu0 held a wrong product: a defect"
+    other = {"fp16": "fp32", "fp32": "fp16"}[kind]
+    assert isinstance(outcomes[f"gpu.gemm.{other}", "gpu0"], Measurement)
+
+
+def test_a_card_that_computes_wrong_has_no_fp32_rate(two):
+    """The arrays of the FP32 load are real, and a flipped bit in them is found."""
+    outcomes = taken(rates.gemm, site(two, "gpu0", "healthy,fault=gpu0.bitflip:10"))
+    assert "held a wrong product" in outcomes["gpu.gemm.fp32", "gpu0"].reason
+
+
+def test_the_generation_at_idle_is_read_before_the_load_begins(two):
+    """It is there also when the load is not."""
+    where = site(two, "gpu0")
+    where.world.records = {}
+    outcomes = rates.links(where)
+    idle = next(outcomes)
+    assert (idle.metric, idle.value) == ("gpu.pcie.idle_gen", 1)
+    with pytest.raises(KeyError):
+        next(outcomes)
 
 
 def test_a_rate_is_the_median_with_spread_ceiling_and_conditions(two, healthy):
@@ -771,6 +1046,31 @@ def test_a_missing_card_is_named_by_its_absence(profile):
         card(where, "gpu3")
 
 
+def test_a_card_that_vanishes_between_two_probes_leaves_a_gap(profile):
+    """Its neighbour does not take its name, where it was is said, and it has its own name back when it returns."""
+    where = site(profile)
+    machine, before = where.world.machine, cards(where)
+    machine.gpus[1].p.present = False
+    later = replace(where, device="gpu1")
+    after = cards(later)
+    assert {d: c.uuid for d, c in after.items() if c.handle} == {d: c.uuid for d, c in before.items() if d != "gpu1"}
+    with pytest.raises(Unmeasurable, match=f"{before['gpu1'].uuid} at {before['gpu1'].bus_id} was there when"):
+        card(later, "gpu1")
+    machine.gpus[1].p.present = True
+    assert card(later, "gpu1").uuid == before["gpu1"].uuid
+
+
+def test_a_card_that_comes_later_gets_a_name_of_its_own(profile):
+    """The cards of the first look keep theirs, wherever on the bus the new one is."""
+    where = site(profile, text="healthy,fault=gpu0.missing")
+    before = cards(where)
+    where.world.machine.gpus[0].p.present = True
+    after = cards(where)
+    assert list(after) == ["gpu0", "gpu1", "gpu2", "gpu3"]
+    assert {device: after[device].uuid for device in before} == {device: c.uuid for device, c in before.items()}
+    assert after["gpu3"].bus_id < after["gpu0"].bus_id
+
+
 @pytest.fixture(scope="module")
 def lost_in_the_burn(profile, catalogue):
     """Return the verdicts of a machine whose second card falls off the bus in the burn."""
@@ -822,6 +1122,42 @@ def test_a_poll_reads_every_card_each_period(world):
     for one in rounds[0]:
         assert one["failed"] == {}
         assert one.keys() == {"kind", "t", "uuid", "failed", "throttle_ns", *READINGS}
+
+
+class SlowClock:
+    """A clock each of whose reads costs time."""
+
+    def __init__(self, cost):
+        self.now, self._cost = 0.0, cost
+
+    def monotonic(self):
+        """Return the seconds passed, some of them in this call."""
+        self.now += self._cost
+        return self.now
+
+    def sleep(self, seconds):
+        """Let time pass; time does not pass backwards."""
+        assert seconds >= 0
+        self.now += seconds
+
+
+def times(world, cost, rounds):
+    """Return when a poll of one card with a period of 0.2 s took its samples."""
+    poll = telemetry(binding(world.machine), SlowClock(cost), uuids=["GPU-0"], period_s=0.2)
+    return [next(poll)["t"] for _ in range(rounds)]
+
+
+def test_a_poll_does_not_drift_when_its_calls_take_time(world):
+    """The time that a round takes is part of its period, not added to it."""
+    taken = times(world, 0.01, 101)
+    assert taken[-1] - taken[0] == pytest.approx(20.0, abs=0.02)
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.5])
+def test_a_poll_that_comes_too_late_goes_on(world, cost):
+    """Where calls take longer than the period there are fewer samples, at times that go forward, and no rush after."""
+    steps = [later - sooner for sooner, later in pairwise(times(world, cost, 20))]
+    assert min(steps) > 0.02
 
 
 def test_readings_are_in_the_units_that_they_say(world):

@@ -109,7 +109,7 @@ def combined(site: Site) -> Iterator[Outcome]:
     loads: list[cpu.Loaded] = []
     all_burnt = list(_burn(site, lambda seconds: loads.append(cpu.load_all(site, seconds))))
     all_burnt = _together(all_burnt, site, loads[0])
-    yield _cpu_errors(site, loads[0])
+    yield _cpu_errors(site, loads[0], all_burnt)
     yield from _totals(site, COMBINED, all_burnt)
     for burnt in all_burnt:
         if isinstance(burnt, NotMeasured):
@@ -118,10 +118,12 @@ def combined(site: Site) -> Iterator[Outcome]:
             yield from _values(site, COMBINED, burnt)
 
 
-def _cpu_errors(site: Site, load: cpu.Loaded) -> Outcome:
-    """Return the wrong results of the CPUs while the GPUs burned."""
+def _cpu_errors(site: Site, load: cpu.Loaded, all_burnt: Sequence[Burnt | NotMeasured]) -> Outcome:
+    """Return the wrong results of the CPUs while the GPUs burned; none seen needs a card that burned with them."""
     try:
         failures = cpu.count_failures(load.done, load.report, load.seconds)
+        if not failures and not any(isinstance(b, Burnt) and not b.flaw for b in all_burnt):
+            _refuse(all_burnt[0])
     except Unmeasurable as error:
         return NotMeasured(CPU_ERRORS.id, site.device, str(error))
     proof = None if load.least_busy < cpu.LEAST_BUSY else f"{load.cpus} workers verified their results"
@@ -164,7 +166,7 @@ def _totals(site: Site, of: Metrics, all_burnt: Sequence[Burnt | NotMeasured]) -
     """Yield rate and power of all cards together; nothing when one card is missing."""
     try:
         burnt = [b if isinstance(b, Burnt) and not b.flaw else _refuse(b) for b in all_burnt]
-        watts = [b.window.values("power") for b in burnt]
+        watts = [_moving(b.window, "power", "W") for b in burnt]
         yield site.measured(of.total, sum(sustained_tflops(b) for b in burnt))
         yield site.measured(of.power_total, max(sum(each) for each in zip(*watts, strict=False)))
     except Unmeasurable as error:

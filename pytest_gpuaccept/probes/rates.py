@@ -3,6 +3,7 @@
 Owns how records of loads and samples of telemetry become values. Must not judge.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean, median, stdev
@@ -134,7 +135,7 @@ def copy(site: Site) -> Iterator[Outcome]:
     own = card(site, site.device)
     records = _copies(site, own, list(COPIES))
     timed = batches(own, records, "copy")
-    yield _wrong_bytes(site, COPY_ERRORS, records)
+    yield _wrong_bytes(site, COPY_ERRORS, records, list(COPIES))
     for way, metric in COPIES.items():
         yield _copy_rate(site, metric, timed, way)
 
@@ -145,14 +146,17 @@ def peer(site: Site) -> Iterator[Outcome]:
     way = f"peer:{second.uuid}"
     records = _copies(site, first, [way])
     timed = batches(first, records, "copy")
-    yield _wrong_bytes(site, PAIR_ERRORS, records)
+    yield _wrong_bytes(site, PAIR_ERRORS, records, [way])
     yield _copy_rate(site, PAIR, timed, way)
 
 
-def _wrong_bytes(site: Site, metric: Metric, records: Sequence[Record]) -> Outcome:
-    """Return the bytes that arrived wrong in all copies, those that warm up included."""
+def _wrong_bytes(site: Site, metric: Metric, records: Sequence[Record], ways: Sequence[str]) -> Outcome:
+    """Return the bytes that arrived wrong in all copies, those that warm up included; none seen needs every way."""
     copied = [record for record in records if record.get("kind") in ("warm_up", "copy")]
-    wrong = int(sum(amount(record, "wrong") for record in copied))
+    wrong = math.ceil(sum(amount(record, "wrong") for record in copied))
+    timed = [record.get("way") for record in copied if record["kind"] == "copy"]
+    if not wrong and (missing := [way for way in ways if way not in timed]):
+        return NotMeasured(metric.id, site.device, f"no copy was compared: {', '.join(missing)}")
     return site.measured(metric, wrong, samples=len(copied), proof=f"{len(copied)} copies compared byte by byte")
 
 
