@@ -573,8 +573,7 @@ def test_a_burn_that_paused_is_none():
 def test_a_burn_whose_clock_went_back_is_none(again):
     """Two batches that began at one time, or in the wrong order, are not dated."""
     went_back = lasted(*((i, 1.0) for i in range(30)), (again, 1.0), *((i, 1.0) for i in range(30, 60)))
-    assert "30" not in together(went_back)[0]
-    assert together(went_back)[0].startswith("the burn of gpu0 paused for -")
+    assert together(went_back)[0].startswith("the burn of gpu0 went back in time, ")
 
 
 def test_a_flawed_burn_proves_wrong_products_and_nothing_else():

@@ -77,7 +77,10 @@ def test_apart(simulated, n):
     [
         ('"order.toml", "healty"', "no scenario 'healty' (did you mean 'healthy'?)"),
         ('"order.toml", "healthy,fault=gpu2.pcie.with:8"', "did you mean 'pcie.width'?"),
-        ('"order.toml", "healthy,fault=gpu9.slow"', "this machine has no gpu9; it has cpu, host, gpu0"),
+        (
+            '"order.toml", "healthy,fault=gpu9.slow"',
+            "this machine has no gpu9 (did you mean 'gpu3'?); it has cpu, host, gpu0",
+        ),
         ('"order.toml", "healthy,fault=gpu2.pcie.width:7"', "pcie_width = 7: Input should be 1, 2, 4, 8 or 16"),
         ('"ordr.toml"', "profile 'ordr.toml': no such file"),
         ("", "takes a profile and, if it is not healthy, a scenario"),

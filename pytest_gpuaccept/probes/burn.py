@@ -155,9 +155,10 @@ def _cpu_flaw(load: cpu.Loaded) -> str:
 def _pause(burnt: Burnt) -> str:
     """Return where a burn stood still, or went back in time; '' when it did not."""
     for sooner, later in pairwise(burnt.batches):
-        pause = later["t"] - sooner["t"] - sooner["seconds"]
-        if later["t"] <= sooner["t"] or pause > PAUSE_S:
-            into = later["t"] - burnt.window.began
+        pause, into = later["t"] - sooner["t"] - sooner["seconds"], later["t"] - burnt.window.began
+        if later["t"] <= sooner["t"]:
+            return f"the burn of {burnt.card.device} went back in time, {into:.0f} s into it"
+        if pause > PAUSE_S:
             return f"the burn of {burnt.card.device} paused for {pause:.1f} s, {into:.0f} s into it"
     return ""
 
