@@ -422,13 +422,13 @@ def test_the_slope_is_that_of_the_last_seconds(per_s, expected):
 
 
 def test_a_slope_needs_four_samples_and_passes_over_gaps():
-    """Too few samples are flat; a sample without a temperature is left out, not an end to the burn."""
-    assert burn.slope_per_min(seen(samples()[-3:])) == 0.0
+    """Too few samples show none, which is not a flat one; a sample without a temperature is left out."""
+    assert burn.slope_per_min(seen(samples()[-3:])) is None
     taken = samples(temperature=lambda t: 40 + t / 10)
     del taken[-5]["temperature"]
     assert burn.slope_per_min(seen(taken)) == pytest.approx(6.0, abs=0.1)
     at_once = [{**one, "t": 60.0} for one in samples(temperature=lambda t: 40 + t)]
-    assert burn.slope_per_min(seen(at_once)) == 0.0
+    assert burn.slope_per_min(seen(at_once)) is None
 
 
 def test_the_plateau_is_where_the_temperature_stays_near_its_last():
@@ -727,7 +727,7 @@ def copies_prove_no_error(records, ways):
     """Say, independently of the probes, whether copies of all ways arrived as they were sent."""
     copied = [r for r in records if r.get("kind") in ("warm_up", "copy")]
     came = [r.get("way") for r in copied if r["kind"] == "copy"]
-    return all(r.get("wrong") == 0 for r in copied) and all(way in came for way in ways)
+    return all(r.get("wrong") == 0 for r in copied) and all(came.count(way) >= SMALL["samples"] for way in ways)
 
 
 def proves_no_error(two, records, metric, device):
@@ -899,8 +899,23 @@ def test_a_copy_that_went_another_way_is_not_the_copy_asked_for(two, healthy):
         if record["kind"] == "copy":
             record["way"] = "device"
     outcomes = replayed(two, "gpu_pair.peer", records)
-    assert outcomes["gpu_pair.copy", "gpu0-gpu1"].reason == "no copy was timed"
-    assert outcomes["gpu_pair.errors", "gpu0-gpu1"].reason.startswith("no copy was compared: peer:GPU-")
+    assert outcomes["gpu_pair.copy", "gpu0-gpu1"].reason == "0 of 3 copies were timed"
+    assert outcomes["gpu_pair.errors", "gpu0-gpu1"].reason.startswith("not every copy was compared: peer:GPU-")
+
+
+@pytest.mark.parametrize(("name", "script", "kind", "lines"), [
+    ("gpu.links", "copies", "copy", {"gpu.pcie.gen", "gpu.pcie.width"}),
+    ("gpu.gemm", "gemm", "batch", {"gpu.gemm.fp16"}),
+    ("gpu.copy", "copies", "copy", {"gpu.copy.errors", "gpu.copy.d2h"}),
+])  # fmt: skip
+def test_a_load_that_was_timed_for_a_part_of_it_gives_no_value(two, healthy, name, script, kind, lines):
+    """Half of the records that were asked for, good as they are, are no reading of a link, a rate or a copy."""
+    records = copy.deepcopy(healthy[name])
+    written = first(records, script)
+    timed = [r for r in written if r["kind"] == kind]
+    written[:] = [r for r in written if r["kind"] != kind or any(r is kept for kept in timed[: len(timed) // 2])]
+    outcomes = replayed(two, name, records)
+    assert not [m for (m, _), o in outcomes.items() if m in lines and isinstance(o, Measurement)]
 
 
 def test_wrong_bytes_make_a_copy_no_rate(two, healthy):
@@ -929,7 +944,7 @@ def test_ways_that_were_not_copied_leave_no_proof_that_no_byte_was_wrong(two, he
     records = copy.deepcopy(healthy["gpu.copy"])
     written = first(records, "copies")
     written[:] = [r for r in written if r.get("way") != "d2h"]
-    assert replayed(two, "gpu.copy", records)["gpu.copy.errors", "gpu0"].reason == "no copy was compared: d2h"
+    assert replayed(two, "gpu.copy", records)["gpu.copy.errors", "gpu0"].reason == "not every copy was compared: d2h"
     written[-1]["wrong"] = 1
     assert replayed(two, "gpu.copy", records)["gpu.copy.errors", "gpu0"].value == 1
 

@@ -18,7 +18,7 @@ from pytest_gpuaccept.measurement import NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import cpu
-from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, cards, flaws, window
+from pytest_gpuaccept.probes.cards import FULL_TIME, Card, Window, amount, batches, cards, flaws, window
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
 
@@ -27,8 +27,6 @@ THERMAL_OR_BRAKE = 0x08 | 0x20 | 0x40 | 0x80
 REHEARSED = ("flip_by_checksum", "flip_by_compare", "nan_by_checksum", "nan_by_compare", "clean_passes")
 """What a rehearsal of the error detector must find."""
 STEADY_C_PER_MIN = 0.5
-FULL_TIME = 0.95
-"""Share of the asked seconds in which all loads must have run together."""
 PAUSE_S = 2.0
 """Seconds between two batches that a new seed may take, its golden result proven."""
 COMPARED_EVERY_S = 2.5
@@ -265,8 +263,8 @@ def _attempt(site: Site, metric: Metric, burnt: Burnt, read: Callable[[Burnt], R
     samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
     seconds = round(burnt.window.ended - burnt.window.began, 1)
     conditions = dict[str, Scalar](seconds=seconds, bus_id=burnt.card.bus_id, uuid=burnt.card.uuid)
-    if metric.unit == "C":
-        conditions["slope_c_per_min"] = round(slope_per_min(burnt.window), 1)
+    if metric.unit == "C" and (slope := slope_per_min(burnt.window)) is not None:
+        conditions["slope_c_per_min"] = round(slope, 1)
     return site.measured(
         metric, value, device=burnt.card.device, samples=samples, proof=proof, note=note, conditions=conditions
     )
@@ -288,7 +286,7 @@ def _temperature(burnt: Burnt) -> Reading:
     seen = sensed(burnt.window)
     burnt.window.prove_loaded()
     rise = slope_per_min(burnt.window)
-    rising = f"still rising by {rise:.1f} C/min at the end" if rise > STEADY_C_PER_MIN else ""
+    rising = f"still rising by {rise:.1f} C/min at the end" if rise and rise > STEADY_C_PER_MIN else ""
     return max(seen), None, rising
 
 
@@ -310,16 +308,19 @@ def _moving(window: Window, name: str, unit: str) -> list[float]:
     return seen
 
 
-def slope_per_min(window: Window, seconds: float = 20.0) -> float:
-    """Return the temperature's slope over the last `seconds` in C per minute: mean of one half against the other's."""
+def slope_per_min(window: Window, seconds: float = 20.0) -> float | None:
+    """Return the temperature's slope over the last `seconds` in C per minute, None where too few samples show it.
+
+    The mean of one half against that of the other.
+    """
     read = [s for s in window.samples if "temperature" in s]
     late = [(s["t"], amount(s, "temperature")) for s in read if s["t"] >= window.ended - seconds]
     if len(late) < 4:  # noqa: PLR2004 - two in each half
-        return 0.0
+        return None
     first, second = late[: len(late) // 2], late[len(late) // 2 :]
     rise = fmean(t for _, t in second) - fmean(t for _, t in first)
     apart = fmean(t for t, _ in second) - fmean(t for t, _ in first)
-    return 60.0 * rise / apart if apart > 0 else 0.0
+    return 60.0 * rise / apart if apart > 0 else None
 
 
 def _errors(burnt: Burnt) -> Reading:

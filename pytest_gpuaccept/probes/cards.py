@@ -17,6 +17,8 @@ LEAST_BUSY = 50.0
 """% of utilisation that a loaded card shows at least; matrix products and copies show 90 and more."""
 LEAST_SHARE = 0.9
 """Share of the samples of a window that must be there, and loaded."""
+FULL_TIME = 0.95
+"""Share of the asked seconds that a load must have run."""
 GAP_S = 1.0
 """Seconds without a sample that hide nothing; at a longer period, five of these."""
 
@@ -154,6 +156,14 @@ def batches(card: Card, records: Sequence[Record], kind: str) -> list[Record]:
         for key in AMOUNTS[kind]:
             amount(record, key)
     return timed
+
+
+def check_lasted(device: str, timed: Sequence[Record], seconds: float) -> None:
+    """Raise Unmeasurable when a load's timed records cover less than it was asked to run, in s."""
+    lasted = timed[-1]["t"] + timed[-1]["seconds"] - timed[0]["t"]
+    if lasted < FULL_TIME * seconds:
+        message = f"the load of {device} was timed for {lasted:.1f} s of {seconds:g} s"
+        raise Unmeasurable(message)
 
 
 def amount(record: Record, key: str) -> float:

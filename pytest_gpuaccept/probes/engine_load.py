@@ -269,7 +269,6 @@ def check_uncached(done: Sequence[RequestLine | BatchLine]) -> None:
 
 def single_requests(run: Run) -> list[RequestLine]:
     """Return the timed requests of one stream, every gate passed; raises Unmeasurable with the first that is not."""
-    """Return the answers to the fixed prompt, when they are evidence of a speed."""
     check_answers(run)
     done = run.all(RequestLine)
     check_whole(run, "request", done, run.number("tokens"))

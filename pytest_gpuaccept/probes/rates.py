@@ -12,7 +12,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.cards import Card, amount, batches, card, flaws, window
+from pytest_gpuaccept.probes.cards import Card, amount, batches, card, check_lasted, flaws, window
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
 
@@ -57,6 +57,7 @@ def links(site: Site) -> Iterator[Outcome]:
             records = load.finish(timeout=seconds + GRACE_S)
         samples = watch.stop()
     timed = batches(own, records, "copy")
+    check_lasted(site.device, timed, seconds)
     began = timed[0]["t"] + SETTLE_S
     seen = window(own, samples, began, timed[-1]["t"] + timed[-1]["seconds"], period)
     proof = {"proof_of_load": seen.prove_loaded()}
@@ -105,6 +106,7 @@ def _gemm(site: Site, own: Card, metric: Metric, kind: str) -> Iterator[Outcome]
             records = load.finish(timeout=warm + seconds + GRACE_S)
         samples = watch.stop()
     timed = batches(own, records, "batch")
+    check_lasted(site.device, timed, seconds)
     seen = window(own, samples, timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"], period)
     proof = seen.prove_loaded()
     if wrong := sum(record["wrong"] for record in timed):
@@ -155,8 +157,8 @@ def _wrong_bytes(site: Site, metric: Metric, records: Sequence[Record], ways: Se
     copied = [record for record in records if record.get("kind") in ("warm_up", "copy")]
     wrong = math.ceil(sum(amount(record, "wrong") for record in copied))
     timed = [record.get("way") for record in copied if record["kind"] == "copy"]
-    if not wrong and (missing := [way for way in ways if way not in timed]):
-        return NotMeasured(metric.id, site.device, f"no copy was compared: {', '.join(missing)}")
+    if not wrong and (missing := [way for way in ways if timed.count(way) < int(site.params["samples"])]):
+        return NotMeasured(metric.id, site.device, f"not every copy was compared: {', '.join(missing)}")
     return site.measured(metric, wrong, samples=len(copied), proof=f"{len(copied)} copies compared byte by byte")
 
 
@@ -173,8 +175,10 @@ def _copy_rate(site: Site, metric: Metric, records: Sequence[Record], way: str) 
     if wrong := sum(record["wrong"] for record in timed):
         return NotMeasured(metric.id, site.device, f"{wrong} bytes arrived wrong: a defect of the link or of memory")
     rates = [record["moved"] / record["seconds"] / 1e9 for record in timed]
-    if not rates:
-        return NotMeasured(metric.id, site.device, "no copy was timed")
+    due = int(site.params["samples"])
+    if not rates or len(rates) < due:
+        return NotMeasured(metric.id, site.device, f"{len(rates)} of {due} copies were timed")
     spread = stdev(rates) if len(rates) > 1 else None
-    conditions = dict[str, Scalar](path=str(timed[0].get("path")), bytes=timed[0]["moved"])
+    path = timed[0].get("path")
+    conditions = dict[str, Scalar](bytes=timed[0]["moved"], **({"path": path} if isinstance(path, str) else {}))
     return site.measured(metric, median(rates), spread=spread, samples=len(rates), conditions=conditions)
