@@ -18,9 +18,6 @@ from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import render_html, summary_text
 from pytest_gpuaccept.report.words import decision, word
 from pytest_gpuaccept.run import Source, open_bundle, render, start
-from pytest_gpuaccept.selfcheck import matrix, residuals
-from pytest_gpuaccept.selfcheck.detection import page as detection_page
-from pytest_gpuaccept.selfcheck.detection import sign_offs
 from pytest_gpuaccept.transcribe import transcribe
 from pytest_gpuaccept.world import SystemClock
 
@@ -176,12 +173,16 @@ def _render(options: argparse.Namespace) -> int:
 
 
 def _faults(options: argparse.Namespace) -> int:
+    from pytest_gpuaccept.selfcheck import matrix  # noqa: PLC0415 - only where machines are simulated
+
     _say(matrix.page(options.name) if options.name else matrix.catalogue_text())
     return 0
 
 
 def _matrix(options: argparse.Namespace) -> int:
     """Plant every fault in every profile; a line that cannot fail, or a verdict out of place, is a defect."""
+    from pytest_gpuaccept.selfcheck import matrix  # noqa: PLC0415 - only where machines are simulated
+
     catalogue, wrong = Catalogue(PROBES), 0
     for name in options.profiles or known_profiles(Path.cwd()):
         bed = matrix.Bed(load_profile(name, catalogue, Path.cwd()), catalogue)
@@ -195,6 +196,8 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _residuals(_: argparse.Namespace) -> int:
+    from pytest_gpuaccept.selfcheck import residuals  # noqa: PLC0415 - only where machines are simulated
+
     _say(residuals.table(list(residuals.residuals(Catalogue(PROBES)))))
     return 0
 
@@ -217,7 +220,9 @@ def _transcribe(options: argparse.Namespace) -> int:
 
 
 def _detection(options: argparse.Namespace) -> int:
+    from pytest_gpuaccept.selfcheck import detection  # noqa: PLC0415 - only where machines are simulated
+
     profile = load_profile(options.profile, Catalogue(PROBES), Path.cwd())
-    found = sign_offs(profile, options.seeds, options.workers)
-    sys.stdout.write(detection_page(found, SystemClock().now().date().isoformat()))
+    found = detection.sign_offs(profile, options.seeds, options.workers)
+    sys.stdout.write(detection.page(found, SystemClock().now().date().isoformat()))
     return 0

@@ -25,7 +25,6 @@ from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import WORDS, summary_text
 from pytest_gpuaccept.run import Run, Source, open_bundle, start
-from pytest_gpuaccept.simulate import simulated
 from pytest_gpuaccept.verdict import Decision, Verdict, undecided
 from pytest_gpuaccept.world import LiveWorld, SystemClock
 
@@ -104,6 +103,8 @@ class Session:
         if s.replay:
             return Source("replayed", bundle=open_bundle(s.replay))
         if s.scenario is not None:
+            from pytest_gpuaccept.simulate import simulated  # noqa: PLC0415 - a live run carries no model and no numpy
+
             return simulated(self.profile, s.scenario, s.folder)
         return Source("live", LiveWorld())
 

@@ -248,7 +248,9 @@ def test_a_page_says_what_it_was_made_from_and_names_every_rate_line_twice(small
 def test_the_command_prints_the_page(profile, capsys, tmp_path, monkeypatch):
     """`gpuaccept detection PROFILE` needs no file and ends with 0."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pytest_gpuaccept.cli.sign_offs", lambda *asked: Study(asked[0], sampled(160.0), ()))
+    monkeypatch.setattr(
+        "pytest_gpuaccept.selfcheck.detection.sign_offs", lambda *asked: Study(asked[0], sampled(160.0), ())
+    )
     assert main(["detection", "--seeds", "1", "--workers", "1"]) == 0
     assert header(Study(profile, sampled(1.0), ()), "").splitlines()[0] in capsys.readouterr().out
 

@@ -1,8 +1,12 @@
 """Tests with a simulated machine of their own: the marker, the fixture, what is refused."""
 
 import re
+import subprocess
+import sys
 
 import pytest
+
+from pytest_gpuaccept.loader import SHIPPED
 
 ORDER = 'title = "order"\ninherits = ["4x4090"]\n'
 
@@ -154,3 +158,25 @@ def test_without_the_marker_nothing_of_the_simulated_machine_is_loaded(pytester)
     )
     result = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "-p", "no:xdist")
     result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["pytest", "acceptance", "-q", "-p", "no:cacheprovider", "--hw=host", "--collect-only"],
+        ["pytest_gpuaccept", "lint", "host"],
+    ],
+    ids=["live", "lint"],
+)
+def test_without_a_simulated_machine_the_model_is_not_loaded(args, tmp_path):
+    """A live run and the commands about files carry neither the model nor numpy."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = {args!r}\n"
+        "try:\n    runpy.run_module(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    ours = [m for m in sys.modules if m == 'numpy' or m.startswith('pytest_gpuaccept.sim')]\n"
+        "    print('LOADED', ours)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=SHIPPED, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
