@@ -21,9 +21,9 @@ def test_software(host, accept):
     accept(host.software())
 
 
-@pytest.mark.spec("gpu.count", "gpu.driver.*", "gpu.cuda.*", "gpu.power.limit_uniform")
+@pytest.mark.spec("gpu.count", "gpu.driver.*", "gpu.cuda.*", "gpu.power.limit_uniform", "gpu.vbios_uniform")
 def test_gpus_together(host, accept):
-    """The GPUs are all there, on the ordered driver, under one power limit."""
+    """The GPUs are all there, on the ordered driver, under one power limit and with one VBIOS."""
     accept(host.probe("gpu.inventory"))
 
 
@@ -32,6 +32,15 @@ def test_gpus_together(host, accept):
 )
 def test_gpu(gpu, accept):
     """Every GPU is the ordered model, in the ordered state."""
+    accept(gpu.inventory())
+
+
+@pytest.mark.spec(
+    "gpu.vbios", "gpu.bar1", "gpu.power.default", "gpu.power.min", "gpu.power.max", "gpu.temperature.*", "gpu.mig",
+    "gpu.ecc.mode", "gpu.compute_mode",
+)  # fmt: skip
+def test_gpu_identity(gpu, accept):
+    """Every GPU is whole, and says of itself what was ordered."""
     accept(gpu.inventory())
 
 

@@ -6,6 +6,7 @@ evidence. Must not judge: what an outcome is worth is verdict.py's business.
 
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from pytest_gpuaccept.evidence import TWICE, checked
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Provenance, number
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
-from pytest_gpuaccept.profile import Profile
+from pytest_gpuaccept.profile import Profile, Scalar
 from pytest_gpuaccept.world import World
 
 NO_METHOD = "no live method yet"
@@ -32,6 +33,13 @@ class Journal(Protocol):
 
     def attach(self, name: str, text: str) -> str:
         """Keep raw text and return its digest."""
+
+
+class Progress(Protocol):
+    """Who shows the operator what runs."""
+
+    def probe(self, probe: Probe, device: str, params: Mapping[str, Scalar]) -> AbstractContextManager[None]:
+        """Show a probe while the block runs; must not raise."""
 
 
 class Bench:
@@ -54,14 +62,16 @@ class Bench:
         """Start from what was recorded and what was attested.
 
         `hold`, once set, is the reason why probes that load the machine are not started;
+        `progress`, once set, shows those that are; `memory` is what the probes of the run remember together;
         `provenance` is that of every value taken in this world.
         """
         self.profile, self.catalogue = profile, catalogue
         self._journal, self._world, self._provenance = journal, world, provenance
         self._done: set[tuple[str, str]] = set()
         self._before: dict[tuple[str, str], object] = {}
-        self._memory: dict[str, Any] = {}
+        self.memory: dict[str, Any] = {}
         self.hold = ""
+        self.progress: Progress | None = None
         self.table: dict[tuple[str, str], Outcome] = {}
         for outcome in (recorded or {}).values():
             if not self._derived(outcome.metric):
@@ -119,7 +129,7 @@ class Bench:
             return f"{NO_METHOD}: {probe.name} starts {', '.join(missing)}, which only a simulated machine can so far"
         if missing := [tool for tool in probe.tools if not self._world.has(tool)]:
             return f"{', '.join(missing)} not found; install with: apt-get install {' '.join(missing)}"
-        return ""
+        return next(filter(None, map(self._world.refuses, probe.loads)), "")
 
     def _run_once(self, probe: Probe, device: str) -> None:
         if reason := self.unavailable(probe) or (self.hold if probe.load else ""):
@@ -128,8 +138,9 @@ class Bench:
         self._journal.record("probe", name=probe.name, device=device, phase=probe.phase)
         reason = f"{probe.name} did not report it"
         try:
-            for outcome in self._measure(probe, device):
-                self._keep(outcome)
+            with self._shown(probe, device):
+                for outcome in self._measure(probe, device):
+                    self._keep(outcome)
         except Unmeasurable as error:
             reason = str(error)
         except BaseException as error:
@@ -139,6 +150,14 @@ class Bench:
                 raise
         finally:
             self._fill(probe, device, reason)
+
+    def _shown(self, probe: Probe, device: str) -> AbstractContextManager[None]:
+        if self.progress is None or not probe.load:
+            return nullcontext()
+        return self.progress.probe(probe, device, self._params(probe))
+
+    def _params(self, probe: Probe) -> dict[str, Scalar]:
+        return {**probe.params, **self.profile.params.get(probe.name, {})}
 
     def _measure(self, probe: Probe, device: str) -> Iterable[Outcome]:
         if probe.measure is None:
@@ -150,10 +169,9 @@ class Bench:
     def _site(self, probe: Probe, device: str) -> Site:
         if self._world is None:
             raise Unmeasurable(NOT_RECORDED)
-        params = {**probe.params, **self.profile.params.get(probe.name, {})}
         before = self._before.get((probe.name, device))
-        more = (self._provenance, before, self._memory)
-        return Site(self._world, self.profile, device, params, self._journal.attach, *more)
+        more = (self._provenance, before, self.memory)
+        return Site(self._world, self.profile, device, self._params(probe), self._journal.attach, *more)
 
     def _believable(
         self, outcome: Outcome, probe: Probe, places: set[tuple[str, str]], provenance: Provenance

@@ -292,6 +292,10 @@ def _over(base: Table, own: Table) -> Table:
     for name, line in own.get("line", {}).items():
         merged["line"][name] = _line_over(base.get("line", {}).get(name, {}), line)
     merged["params"] = _over_tables(base.get("params", {}), own.get("params", {}))
+    efforts = base.get("effort", {}), own.get("effort", {})
+    merged["effort"] = {
+        word: _over_tables(*(of.get(word, {}) for of in efforts)) for word in {**efforts[0], **efforts[1]}
+    }
     return merged
 
 

@@ -35,6 +35,7 @@ REPLAY = "Judge what this evidence bundle recorded instead of measuring"
 SIM = "Measure a simulated machine instead of this one"
 EVIDENCE = "Folder for the evidence of this run (default: gpuaccept-evidence/PROFILE-TIME)"
 EFFORT = "Parameter set of the loads; quick is at best ACCEPTED WITH REMARKS"
+PYTHON = "The Python that was delivered with the machine: loads and engines run under it (default: this one)"
 GO_ON = "Start the loads even when required lines cannot be decided here"
 
 
@@ -51,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hw-sim", metavar="SCENARIO", action="append", nargs="?", const="healthy", help=SIM)
     group.addoption("--hw-evidence", metavar="DIR", help=EVIDENCE)
     group.addoption("--hw-effort", choices=("quick", "standard", "soak"), default="standard", help=EFFORT)
+    group.addoption("--hw-python", metavar="EXE", help=PYTHON)
     group.addoption("--hw-go-on", action="store_true", help=GO_ON)
 
 

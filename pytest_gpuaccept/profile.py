@@ -19,7 +19,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(gt=0, lt=10**7)]
 Real = Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]
 Severity = Literal["required", "advisory"]
-Capability = Literal["ecc", "row_remap", "p2p", "nvlink", "memory_temperature", "fp8"]
+Capability = Literal["ecc", "row_remap", "p2p", "nvlink", "memory_temperature", "fp8", "retired_pages"]
 
 SHADER_OVERSHOOT = 1.25
 """Ceiling over the datasheet rate where a card's highest clock is unknown: GeForce cards boost
@@ -98,15 +98,28 @@ class Card(StrictModel):
         """Return the FP16 rate in TFLOPS that no kernel can exceed at `clock_mhz`."""
         return self.facts.sm_count * self.facts.flop_per_clk_sm_fp16 * clock_mhz / 1e6
 
+    def ceiling(self, kind: str, clock_mhz: float) -> float | None:
+        """Return the rate in TFLOPS that no product of `kind` can exceed at `clock_mhz`; None where nothing is known.
+
+        TF32 and FP8 run on the tensor cores, at the ratio to FP16 that the datasheet gives them.
+        """
+        f = self.facts
+        if kind == "fp32":
+            return f.sm_count * f.flop_per_clk_sm_fp32 * clock_mhz / 1e6
+        ratio = {"tf32": f.tf32_tflops, "fp8": f.fp8_tflops}.get(kind, f.fp16_tflops)
+        return self.tensor_ceiling(clock_mhz) * ratio / f.fp16_tflops if ratio else None
+
     def rates(self) -> dict[str, Rate]:
         """Return the physical rates of the card by name."""
         f = self.facts
         over = f.max_clock_mhz / f.boost_clock_mhz if f.max_clock_mhz else SHADER_OVERSHOOT
         over = max(over, 1.0) * ROUNDING
         lanes = PCIE_GBS_PER_LANE[f.pcie_gen] * f.pcie_width
+        tensor = {"tf32": f.tf32_tflops, "fp8": f.fp8_tflops}
         return {
             "fp16": Rate(f.fp16_tflops, f.fp16_tflops * over, "TFLOPS"),
             "fp32": Rate(f.fp32_tflops, f.fp32_tflops * over, "TFLOPS"),
+            **{name: Rate(value, value * over, "TFLOPS") for name, value in tensor.items() if value},
             "efficiency": Rate(1.0, ROUNDING, "ratio"),
             "share": Rate(None, ROUNDING, "ratio"),
             "memory": Rate(f.memory_bandwidth_gbs, f.memory_bandwidth_gbs * ROUNDING, "GB/s"),

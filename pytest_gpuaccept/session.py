@@ -6,6 +6,8 @@ Owns what plugin.py's hooks do. Judges nothing; imported only when --hw is given
 import os
 import shutil
 import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from pytest_gpuaccept.evidence import row_verdict, verdict_row
 from pytest_gpuaccept.expansion import Expansion, is_without_line, spec_key
 from pytest_gpuaccept.faces import ItemState, LineFailed
 from pytest_gpuaccept.fixtures import RUN, STATE
+from pytest_gpuaccept.live import LiveView, Screen
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVIDENCE_ROOT = "gpuaccept-evidence"
+LONGEST_ITEM_S = 4 * 3600
 KEEPS_ITS_STATUS = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR)
 
 
@@ -45,6 +49,7 @@ class Settings:
     evidence: Path | None
     effort: str
     go_on: bool
+    python: str
     folder: Path
     worker: bool
 
@@ -64,8 +69,20 @@ def settings(config: pytest.Config) -> Settings:
     return Settings(
         option.hw, _bundle_path(replays[0], folder) if replays else None, scenarios[0] if scenarios else None,
         (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
-        option.hw_effort, option.hw_go_on, folder, hasattr(config, "workerinput"),
+        option.hw_effort, option.hw_go_on, _interpreter(option.hw_python, folder), folder,
+        hasattr(config, "workerinput"),
     )  # fmt: skip
+
+
+def _interpreter(word: str | None, folder: Path) -> str:
+    """Return the delivered interpreter, this one unless told; raises UsageError for what cannot be run."""
+    if word is None:
+        return sys.executable
+    found = shutil.which(word) if os.sep not in word else shutil.which(folder / word)
+    if found is None:
+        message = f"--hw-python: {word} is no program that can be run; give the path of a Python, as in venv/bin/python"
+        raise pytest.UsageError(message)
+    return str(Path(found).absolute())
 
 
 def _bundle_path(word: str, folder: Path) -> Path:
@@ -106,7 +123,7 @@ class Session:
             from pytest_gpuaccept.simulate import simulated  # noqa: PLC0415 - a live run carries no model and no numpy
 
             return simulated(self.profile, s.scenario, s.folder)
-        return Source("live", LiveWorld())
+        return Source("live", LiveWorld(python=s.python))
 
     def _new_folder(self) -> Path:
         stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
@@ -144,9 +161,16 @@ class Session:
                 if (other := owners.setdefault(key, item.nodeid)) != item.nodeid:
                     self._mistakes.append(f"{key[0]}[{key[1]}] is decided by two tests: {other} and {item.nodeid}")
                 item.stash[STATE] = ItemState(*key)
+                self._give_time(item)
         if self._mistakes:
             raise pytest.UsageError("\n".join(self._mistakes))
         items[:] = sorted(kept, key=self._rank)
+
+    def _give_time(self, item: pytest.Item) -> None:
+        """Give an item time for a soak: every load has its deadline, a suite's default is for tests of code."""
+        timed = self.config.pluginmanager.hasplugin("timeout") and self.config.getoption("timeout", None) is None
+        if timed and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONGEST_ITEM_S))
 
     def _rank(self, item: pytest.Item) -> int:
         key = spec_key(item)
@@ -164,9 +188,37 @@ class Session:
             (self.folder.parent / ".gitignore").write_text("*\n")
         for kind, reason in self._before:
             self.run.note(kind, reason)
+        if isinstance(self.source.world, LiveWorld):
+            self._show_loads(self.run, self.source.world)
+            self._note_hidden_gpus(self.run)
         self.run.bench.begin()
         if self.source.world and not self.settings.go_on:
             self._preflight(self.run)
+
+    def _note_hidden_gpus(self, run: Run) -> None:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if hidden is not None and self.profile.gpus:
+            heeded = "loads do not heed it, engines started from this shell do: unset it"
+            run.note("remark", f"CUDA_VISIBLE_DEVICES={hidden} is set: {heeded}")
+
+    def _show_loads(self, run: Run, world: LiveWorld) -> None:
+        """Show the operator what loads do, past pytest's capture; without a reporter or a stdout, nobody looks."""
+        reporter: pytest.TerminalReporter | None = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is None:
+            return
+        try:
+            with self._uncaptured():
+                screen = Screen(os.dup(sys.stdout.fileno()), colour=reporter.hasmarkup)
+        except (OSError, ValueError):
+            return
+        view = LiveView(self.profile, world.clock, run.bench.memory, screen, _Begun(reporter, self._uncaptured))
+        run.bench.progress = world.watcher = view
+        self._restore.append(view.close)
+
+    def _uncaptured(self) -> AbstractContextManager[None]:
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        lifted: AbstractContextManager[None] = capture.global_and_fixture_disabled() if capture else nullcontext()
+        return lifted
 
     def _preflight(self, run: Run) -> None:
         if tools := run.missing_tools():
@@ -303,6 +355,24 @@ class Session:
         """Print the decision and where the report is, after everything else."""
         if self.decision is not None and self.folder:
             self.write(f"{self.decision}  report: {self.folder / 'report.html'}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The line that pytest's reporter has begun to write; see live.Begun."""
+
+    reporter: pytest.TerminalReporter
+    uncaptured: "Callable[[], AbstractContextManager[None]]"
+
+    def column(self) -> int:
+        with self.uncaptured():
+            self.reporter.flush()
+        return self.reporter._tw.width_of_current_line  # noqa: SLF001 - said nowhere else
+
+    def end(self) -> None:
+        with self.uncaptured():
+            self.reporter.ensure_newline()
+            self.reporter.write("\n" if self.column() else "")
 
 
 def _align(report: pytest.TestReport, verdict: Verdict) -> None:

@@ -8,32 +8,38 @@ import contextlib
 import datetime as dt
 import os
 import shutil
-import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
-import psutil
-
+from pytest_gpuaccept import supervisor
 from pytest_gpuaccept.errors import Unmeasurable
 
 Mode = Literal["live", "simulated", "replayed", "published"]
 Record = dict[str, Any]
 """One JSON line of a load."""
 
-GRACE_S = 5.0
-"""Seconds between asking a child to end and ending it: fio needs them to stop its workers."""
+CHILD = Path(__file__).parent / "children" / "child.py"
+LOADS = frozenset({"telemetry", "burn", "gemm", "steps", "copies", "memory", "products", "versions"})
+"""Load scripts that children/scripts.py has."""
+NO_TORCH = frozenset({"telemetry", "versions"})
+"""Those that run without torch; telemetry also without the delivered interpreter."""
+CHECK_S = 300.0
+"""Seconds that torch may take to come from a cold disk."""
+LOOK_S = 0.5
 
 
 class Clock(Protocol):
@@ -71,11 +77,35 @@ class Disk:
 class Load(Protocol):
     """A load script at work; a record is one JSON line that it wrote."""
 
+    @property
+    def records(self) -> Sequence[Record]:
+        """Return what it has written so far; it stays when the load dies."""
+
+    @property
+    def ended(self) -> bool:
+        """Say whether it is over, however that came."""
+
+    def tell(self, message: Record) -> None:
+        """Send it the answer that its last record, one with `awaits`, waits for; nothing once it has ended."""
+
     def finish(self, *, timeout: float) -> list[Record]:
         """Wait for its end and return its records; raises Unmeasurable when it dies or outlasts `timeout` s."""
 
     def stop(self) -> list[Record]:
         """End it now and return its records; raises Unmeasurable when it had died before."""
+
+
+class Watcher(Protocol):
+    """Somebody who looks on while loads run; told from several threads, and never asked."""
+
+    def started(self, script: str, params: Mapping[str, Any]) -> None:
+        """A load was started."""
+
+    def record(self, script: str, params: Mapping[str, Any], record: Record) -> None:
+        """A load wrote a record."""
+
+    def ended(self, script: str, params: Mapping[str, Any]) -> None:
+        """A load is over."""
 
 
 class World(Protocol):
@@ -90,8 +120,16 @@ class World(Protocol):
     def has(self, tool: str) -> bool:
         """Say whether a command can be found."""
 
-    def command(self, argv: Sequence[str], *, timeout: float) -> Completed:
-        """Run a command to its end; raises Unmeasurable when it cannot start or outlasts `timeout` s."""
+    def refuses(self, script: str) -> str:
+        """Say why one of `loads` cannot do its work here, with the remedy; '' when it can."""
+
+    def command(
+        self, argv: Sequence[str], *, timeout: float, watch: Callable[[], object] | None = None
+    ) -> Completed:  # fmt: skip
+        """Run a command to its end; raises Unmeasurable when it cannot start or outlasts `timeout` s.
+
+        `watch` is called now and then meanwhile; what it raises ends the command.
+        """
 
     def start(self, script: str, params: Mapping[str, Any]) -> AbstractContextManager[Load]:
         """Start a load script; when the block is left it is gone. Raises Unmeasurable when it cannot start."""
@@ -118,6 +156,17 @@ class World(Protocol):
         """Make a folder below `parent`, or for short-lived files; with all in it, it is gone when the block is left."""
 
 
+def _unseen(_record: Record) -> None:
+    """Look away."""
+
+
+def _no_nvml(pynvml: ModuleType, error: Exception) -> str:
+    """Return what keeps NVML from answering, with the remedy."""
+    if getattr(error, "value", None) == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return f"the driver in the kernel is another than its library ({error}): restart the machine, then run again"
+    return f"no NVIDIA driver ({error}): does nvidia-smi work? Without a GPU see --hw-sim and --hw-replay"
+
+
 class SystemClock:
     """The clock of this computer."""
 
@@ -137,32 +186,67 @@ class SystemClock:
 class LiveWorld:
     """This computer. Nothing is changed on it; loads are children with a deadline."""
 
-    loads: frozenset[str] = frozenset()
+    loads = LOADS
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        """Take the machine whose /proc and /sys lie under `root`."""
+    def __init__(self, root: Path = Path("/"), python: str = sys.executable) -> None:
+        """Take the machine whose /proc and /sys lie under `root`, and the interpreter that was delivered with it.
+
+        `watcher`, once set, is told what loads do.
+        """
         self.clock: Clock = SystemClock()
-        self.root = root
+        self.root, self.python = root, python
+        self.watcher: Watcher | None = None
+        self._torch: str | None = None
 
     def has(self, tool: str) -> bool:
         """Say whether a command can be found on PATH."""
         return shutil.which(tool) is not None
 
-    def command(self, argv: Sequence[str], *, timeout: float) -> Completed:
-        """Run a command in a session of its own, so that a Ctrl-C or a hangup is ours to handle."""
-        began = self.clock.monotonic()
-        with _child(argv) as child:
+    def refuses(self, script: str) -> str:
+        """Say why torch under the delivered interpreter cannot load a GPU; asked once, and only for what needs it."""
+        if script in NO_TORCH:
+            return ""
+        if self._torch is None:
             try:
-                out, err = child.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                message = f"{argv[0]} was still running after {timeout:g} s and was ended"
-                raise Unmeasurable(message) from None
+                with self.start("check", {}) as check:
+                    check.finish(timeout=CHECK_S)
+                self._torch = ""
+            except Unmeasurable as error:
+                self._torch = str(error)
+        return self._torch
+
+    def command(
+        self, argv: Sequence[str], *, timeout: float, watch: Callable[[], object] | None = None
+    ) -> Completed:  # fmt: skip
+        """Run a command in a session of its own, so that a Ctrl-C or a hangup is ours to handle."""
+        began, left = self.clock.monotonic(), timeout
+        with supervisor.child(argv) as child:
+            while True:
+                try:
+                    out, err = child.communicate(timeout=min(LOOK_S, left) if watch else left)
+                    break
+                except subprocess.TimeoutExpired:
+                    left = timeout - (self.clock.monotonic() - began) if watch else 0.0
+                if not watch or left <= 0:
+                    message = f"{argv[0]} was still running after {timeout:g} s and was ended"
+                    raise Unmeasurable(message)
+                watch()
         return Completed(tuple(argv), child.returncode, out, err, self.clock.monotonic() - began)
 
-    def start(self, script: str, params: Mapping[str, Any]) -> AbstractContextManager[Load]:  # noqa: ARG002
-        """Refuse: no load script exists for live hardware yet."""
-        message = f"there is no load {script!r} for live hardware yet"
-        raise Unmeasurable(message)
+    @contextlib.contextmanager
+    def start(self, script: str, params: Mapping[str, Any]) -> Iterator[Load]:
+        """Start a load in a child; the sensors are read by this interpreter, all else runs under the delivered one."""
+        python = sys.executable if script == "telemetry" else self.python
+        argv, watcher = [python, str(CHILD), script], self.watcher
+        seen: Callable[[Record], object] = partial(watcher.record, script, params) if watcher else _unseen
+        with supervisor.load(script, argv, params, seen) as running:
+            if watcher:
+                watcher.started(script, params)
+            try:
+                yield running
+            finally:
+                if watcher:
+                    watcher.ended(script, params)
 
     def nvml(self) -> ModuleType:
         """Return the initialised NVML binding; raises Unmeasurable without a driver."""
@@ -171,8 +255,7 @@ class LiveWorld:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            message = f"no NVIDIA driver ({error}): does nvidia-smi work? Without a GPU see --hw-sim and --hw-replay"
-            raise Unmeasurable(message) from None
+            raise Unmeasurable(_no_nvml(pynvml, error)) from None
         return pynvml
 
     def read(self, path: str) -> str:
@@ -244,51 +327,3 @@ class LiveWorld:
 
     def _under_root(self, path: str) -> Path:
         return self.root / path.lstrip("/")
-
-
-@contextlib.contextmanager
-def _child(argv: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Start a child that is gone, with all that it started, when the block is left."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        child = subprocess.Popen(  # noqa: S603 - the command is ours, an argument list, no shell
-            argv, text=True, errors="replace", env=environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except OSError as error:
-        message = f"{argv[0]} cannot be started: {error.strerror}"
-        raise Unmeasurable(message) from None
-    try:
-        yield child
-    finally:
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            _end(child)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """End a child with all that it started: ask, wait, then kill its family and its process group."""
-    family = _family(child) if child.poll() is None else []
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE_S)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    for pipe in (child.stdout, child.stderr):
-        if pipe:
-            pipe.close()
-
-
-def _family(child: subprocess.Popen[str]) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(child.pid)
-        return [parent, *parent.children(recursive=True)]
-    return []

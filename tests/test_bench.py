@@ -43,6 +43,13 @@ class World:
         """Have nothing."""
         return False
 
+    refused = {}
+    """Load script -> why it cannot do its work."""
+
+    def refuses(self, script):
+        """Say what was set."""
+        return self.refused.get(script, "")
+
     def nvml(self):
         """Have no driver."""
         message = "no NVIDIA driver"
@@ -191,6 +198,21 @@ def test_what_cannot_run_here_says_why_and_is_not_started(more, reason):
     table, _ = bench(Probe("x", "gpu", "gpu", (A,), **{"measure": measure, **more}))
     assert table.outcome("x.a", "gpu0").reason.startswith(reason)
     assert calls == []
+
+
+def test_a_load_that_the_machine_refuses_says_why_and_is_not_started():
+    """One of a probe's load scripts that cannot do its work here keeps the probe from starting; others run."""
+    measure, calls = counted(lambda site: [site.measured(A, 1.0)])
+    world = World()
+    world.loads, world.refused = frozenset({"telemetry", "burn"}), {"burn": "torch has no kernels for this card"}
+    table, _ = bench(
+        Probe("x", "gpu", "gpu", (A,), measure, loads=("telemetry", "burn")),
+        Probe("y", "gpu", "gpu", (B,), lambda site: [site.measured(B, 2.0)], loads=("telemetry",)),
+        world=world,
+    )
+    assert table.outcome("x.a", "gpu0").reason == "torch has no kernels for this card"
+    assert calls == []
+    assert table.outcome("x.b", "gpu0").value == 2.0
 
 
 def test_a_held_load_is_not_started_and_others_are():

@@ -79,5 +79,5 @@ def test_the_recording_is_what_its_figures_file_says(recording, catalogue, tmp_p
 def test_verdicts_are_json_lines_with_ten_keys(case_study):
     """Each line of verdicts.jsonl is an object with the documented keys."""
     rows = [json.loads(row) for row in (case_study / "verdicts.jsonl").read_text().splitlines()]
-    assert len(rows) == 172
+    assert len(rows) == 231
     assert {" ".join(row) for row in rows} == {"line device verdict value unit limit margin severity provenance reason"}

@@ -70,7 +70,7 @@ def test_rejudge_by_the_same_profile_changes_nothing(bundle, capsys):
     assert "(was " not in out
     assert len(out.splitlines()) == 1
     assert main(["rejudge", str(bundle), "--hw=4x4090", "-v"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 173
+    assert len(capsys.readouterr().out.splitlines()) == 232
     assert out.splitlines()[-1].startswith("REPLAYED REJECTED  profile 4x4090 sha256 ")
 
 

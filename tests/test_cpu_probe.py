@@ -49,11 +49,13 @@ class Stress(LiveWorld):
         """Take the attachment."""
         self.kept = attached
 
-    def command(self, argv, *, timeout):
+    def command(self, argv, *, timeout, watch=None):
         """Play stress-ng: write its report where it was asked to and let time pass."""
         self.argv = tuple(argv)
         assert timeout > 30
         assert self.scratch.is_dir()
+        if watch:
+            watch()
         if self.report:
             report = self.root / str(self.scratch / "stress-ng.yaml").lstrip("/")
             report.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +159,19 @@ def test_the_scratch_folder_is_gone_afterwards(site):
     """The report's folder exists during the burn only."""
     burn(site)
     assert site.world.scratch.name.startswith(".gpuaccept-")
+    assert not site.world.scratch.exists()
+
+
+def test_who_watches_the_burn_can_end_it(site):
+    """What is raised while stress-ng runs ends it and is passed on, and the folder is gone."""
+
+    def too_hot():
+        assert site.world.scratch.is_dir()
+        message = "stopped: gpu0 reached 93 C"
+        raise Unmeasurable(message)
+
+    with pytest.raises(Unmeasurable, match="stopped: gpu0 reached 93 C"):
+        cpu.load_all(site, 30, too_hot)
     assert not site.world.scratch.exists()
 
 

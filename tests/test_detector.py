@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.children import detector
 from pytest_gpuaccept.children.compute import Batch, burn, gemm
-from pytest_gpuaccept.children.copies import Copy, copies
 from pytest_gpuaccept.probes.burn import REHEARSED, outvoted
 from pytest_gpuaccept.sim.loads import DeadMemory
 
@@ -19,9 +18,14 @@ SEEDS = st.integers(0, 2**32 - 1)
 PLACES = st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1))
 
 
+def checksum(result):
+    """Return the checksum of one result."""
+    return detector.checksums(np, [result])[0]
+
+
 def inputs(seed, kind="fp16"):
     """Return two matrices of standard normals in FP16 or FP32."""
-    noise, dtype = np.random.default_rng(seed), np.float16 if kind == "fp16" else np.float32
+    noise, dtype = np.random.default_rng(seed), np.float16 if kind in ("fp16", "burn") else np.float32
     a, b = noise.standard_normal((ROWS, INNER)), noise.standard_normal((INNER, ROWS))
     return a.astype(dtype), b.astype(dtype)
 
@@ -69,7 +73,7 @@ def cancelling(result):
     wrong = result.copy()
     bits = wrong.view(np.int16)
     bits[0, 0] += 1
-    bits[1, 1] -= 1
+    bits[1, 4] -= 1
     return wrong
 
 
@@ -85,7 +89,7 @@ def test_any_single_flipped_bit_is_found_by_checksum_and_by_comparison(seed, pla
     """Whichever bit of whichever element: the checksum changes, and exactly one element differs."""
     golden = np.random.default_rng(seed).standard_normal((ROWS, ROWS)).astype(np.float16)
     wrong = flipped(golden, *place, bit)
-    assert detector.checksum(np, wrong) != detector.checksum(np, golden)
+    assert checksum(wrong) != checksum(golden)
     assert detector.differing(np, wrong, golden) == 1
 
 
@@ -95,16 +99,16 @@ def test_any_single_flipped_bit_of_an_fp32_result_is_found(seed, place, bit):
     """The wider type is watched in all of its 32 bits."""
     golden = np.random.default_rng(seed).standard_normal((ROWS, ROWS)).astype(np.float32)
     wrong = flipped(golden, *place, bit)
-    assert detector.checksum(np, wrong) != detector.checksum(np, golden)
+    assert checksum(wrong) != checksum(golden)
     assert detector.differing(np, wrong, golden) == 1
 
 
 def test_every_place_and_every_bit_of_one_product_is_watched():
     """No corner of the matrix is left out."""
-    small = np.ascontiguousarray(GOLDEN[:6, :6])
-    expected = detector.checksum(np, small)
-    for row, column, bit in itertools.product(range(6), range(6), range(16)):
-        assert detector.checksum(np, flipped(small, row, column, bit)) != expected
+    small = np.ascontiguousarray(GOLDEN[:6, :8])
+    expected = checksum(small)
+    for row, column, bit in itertools.product(range(6), range(8), range(16)):
+        assert checksum(flipped(small, row, column, bit)) != expected
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0], ids=str)
@@ -112,7 +116,7 @@ def test_a_value_that_is_no_number_is_found(value):
     """NaN and infinity are bit patterns like any other, and so is an element that stayed zero."""
     wrong = GOLDEN.copy()
     wrong[5, 7] = value
-    assert detector.checksum(np, wrong) != detector.checksum(np, GOLDEN)
+    assert checksum(wrong) != checksum(GOLDEN)
     assert detector.differing(np, wrong, GOLDEN) == 1
 
 
@@ -122,7 +126,7 @@ def test_the_sign_of_a_zero_is_a_difference():
     minus = zero.copy()
     minus[2, 2] = -0.0
     assert detector.differing(np, minus, zero) == 1
-    assert detector.checksum(np, minus) != detector.checksum(np, zero)
+    assert checksum(minus) != checksum(zero)
 
 
 def test_a_nan_equals_itself():
@@ -138,19 +142,26 @@ def test_a_stripe_is_found():
     wrong.view(np.uint16)[4, ::4] |= np.uint16(0x4000)
     wrong.view(np.uint16)[4, ::4] ^= np.uint16(0x0001)
     assert detector.differing(np, wrong, GOLDEN) == ROWS // 4
-    assert detector.checksum(np, wrong) != detector.checksum(np, GOLDEN)
+    assert checksum(wrong) != checksum(GOLDEN)
 
 
 def test_flips_that_cancel_out_escape_the_checksum_and_not_the_comparison():
     """One up and one down leave the sum as it was; that is why products are compared too."""
-    assert detector.checksum(np, cancelling(GOLDEN)) == detector.checksum(np, GOLDEN)
+    assert checksum(cancelling(GOLDEN)) == checksum(GOLDEN)
     assert detector.differing(np, cancelling(GOLDEN), GOLDEN) == 2
 
 
-def test_a_large_matrix_does_not_overflow_the_checksum():
-    """The sum is taken in 64 bits: a million elements of the largest pattern are just that."""
+def test_a_large_matrix_wraps_around_without_a_complaint():
+    """The sum is taken modulo 2**64: one flipped bit among a million of the largest elements shows."""
     full = np.full((1024, 1024), 0x7FFF, np.int16).view(np.float16)
-    assert detector.checksum(np, full) == 1024 * 1024 * 0x7FFF
+    assert checksum(flipped(full, 1000, 1001, 15)) != checksum(full)
+
+
+def test_an_even_number_of_flips_of_the_highest_bits_needs_the_comparison():
+    """The highest bit of a 64-bit word weighs 2**63, and two of them nothing: the comparison counts both."""
+    wrong = flipped(flipped(GOLDEN, 2, 3, 15), 9, 7, 15)
+    assert checksum(wrong) == checksum(GOLDEN)
+    assert detector.differing(np, wrong, GOLDEN) == 2
 
 
 # float64 --------------------------------------------------------------------------------------------
@@ -161,8 +172,8 @@ def test_a_large_matrix_does_not_overflow_the_checksum():
 def test_a_right_product_agrees_with_float64(seed):
     """Rounding to FP16 and FP32 accumulation stay within the bound, whatever the numbers."""
     a, b = inputs(seed)
-    assert detector.golden_flaw(np, a, b, right(a, b)) == ""
-    assert detector.golden_flaw(np, a, b, right(a, b), step=1) == ""
+    assert detector.golden_flaw(np, "fp16", a, b, right(a, b)) == ""
+    assert detector.golden_flaw(np, "fp16", a, b, right(a, b), step=1) == ""
 
 
 @FAST
@@ -170,7 +181,7 @@ def test_a_right_product_agrees_with_float64(seed):
 def test_fp16_accumulation_does_not_agree_with_float64(seed):
     """Partial sums in FP16 lose what the bound forbids, whatever the numbers."""
     a, b = inputs(seed)
-    assert "differ from float64" in detector.golden_flaw(np, a, b, accumulated_in_fp16(a, b))
+    assert "differ from float64" in detector.golden_flaw(np, "fp16", a, b, accumulated_in_fp16(a, b))
 
 
 @FAST
@@ -178,8 +189,8 @@ def test_fp16_accumulation_does_not_agree_with_float64(seed):
 def test_an_fp32_product_agrees_with_float64_and_one_of_tf32_does_not(seed):
     """FP32 has no rounding of the result to hide behind: inputs cut to ten bits of mantissa show."""
     a, b = inputs(seed, "fp32")
-    assert detector.golden_flaw(np, a, b, right(a, b)) == ""
-    assert "differ from float64" in detector.golden_flaw(np, a, b, rounded_to_tf32(a, b))
+    assert detector.golden_flaw(np, "fp32", a, b, right(a, b)) == ""
+    assert "differ from float64" in detector.golden_flaw(np, "fp32", a, b, rounded_to_tf32(a, b))
 
 
 @FAST
@@ -189,13 +200,13 @@ def test_a_nan_anywhere_is_refused(place):
     for value in (np.nan, np.inf):
         wrong = GOLDEN.copy()
         wrong[place] = value
-        assert detector.golden_flaw(np, *inputs(0), wrong)
+        assert detector.golden_flaw(np, "fp16", *inputs(0), wrong)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (7, 14), (21, 21)])
 def test_a_sampled_element_that_is_wrong_is_refused(place):
     """One bit in the middle of the mantissa of one sampled element is enough."""
-    flaw = detector.golden_flaw(np, *inputs(0), flipped(GOLDEN, *place, 4))
+    flaw = detector.golden_flaw(np, "fp16", *inputs(0), flipped(GOLDEN, *place, 4))
     assert flaw == "1 of 16 sampled elements differ from float64"
 
 
@@ -203,12 +214,12 @@ def test_a_nan_among_the_samples_differs_from_float64():
     """No comparison with a NaN is true, so that one which asks for larger than the bound would pass it."""
     wrong = GOLDEN.copy()
     wrong[7, 14] = np.nan
-    assert detector.golden_flaw(np, *inputs(0), wrong) == "1 of 16 sampled elements differ from float64"
+    assert detector.golden_flaw(np, "fp16", *inputs(0), wrong) == "1 of 16 sampled elements differ from float64"
 
 
 def test_an_element_between_the_samples_escapes_float64():
     """That is the gap which the second place on the chip closes."""
-    assert detector.golden_flaw(np, *inputs(0), flipped(GOLDEN, 3, 5, 14)) == ""
+    assert detector.golden_flaw(np, "fp16", *inputs(0), flipped(GOLDEN, 3, 5, 14)) == ""
 
 
 # another place --------------------------------------------------------------------------------------
@@ -220,8 +231,9 @@ def test_a_fault_that_sits_in_one_place_shows_in_another(place, bit):
     """Wherever it sits, computing the same elements elsewhere gives another result in two places."""
     product = at_one_place(*place, bit)
     a, b = inputs(0)
-    flaw = detector.moved_flaw(np, product, a, b, product(a, b))
-    assert flaw == "2 elements come out otherwise when computed in another place"
+    share = detector.moved(np, product, a, b, product(a, b))
+    assert share == 2 / ROWS**2
+    assert detector.moved_flaw(share) == "0.3472% of the elements come out otherwise when computed in another place"
 
 
 @FAST
@@ -229,7 +241,13 @@ def test_a_fault_that_sits_in_one_place_shows_in_another(place, bit):
 def test_a_clean_product_is_the_same_in_every_place(seed):
     """Bit by bit, whatever the numbers."""
     a, b = inputs(seed)
-    assert detector.moved_flaw(np, right, a, b, right(a, b)) == ""
+    assert detector.moved(np, right, a, b, right(a, b)) == 0.0
+    assert detector.moved_flaw(0.0) == ""
+
+
+def test_a_library_that_sums_in_another_order_elsewhere_is_no_fault():
+    """Where a large share of the elements comes out otherwise, the comparison says nothing of the chip."""
+    assert detector.moved_flaw(0.3) == ""
 
 
 # four detectors, four faults ------------------------------------------------------------------------
@@ -245,6 +263,10 @@ class Clock:
         """Return the seconds passed."""
         return self.now
 
+    def sleep(self, seconds):
+        """Let them pass."""
+        self.now += seconds
+
 
 class Chip:
     """A GPU whose products, and whose batches after the golden, can be spoilt."""
@@ -252,27 +274,48 @@ class Chip:
     uuid = "GPU-0"
 
     def __init__(self, product=right, spoil=None, *, xp=np, took=0.1):
-        self.clock, self.product, self.batches, self.xp = Clock(), product, 0, xp
-        self._spoil, self._took = spoil or (lambda _, result: result), took
+        self.clock, self.batches, self.xp = Clock(), 0, xp
+        self._product, self._spoil, self._took = product, spoil or (lambda _, result: result), took
+
+    def describe(self):
+        """Return what it is."""
+        return {"library": "numpy"}
+
+    def product(self, kind, a, b):
+        """Return the product, whatever its kind."""
+        return self._product(a, b)
 
     def inputs(self, seed, kind):
         """Return the numbers of a seed."""
         return inputs(seed, kind)
 
-    def batch(self, kind, a, b):
+    def batch(self, kind, a, b, *, bare=False):
         """Return two products, standing for ten, of which the second may be spoilt."""
         self.batches += 1
         self.clock.now += self._took
-        result = self.product(a, b)
-        return Batch([(result, 7), (self._spoil(self.batches, result), 3)], self._took, 1.1 if kind == "fp16" else 0.5)
+        result = self.product(kind, a, b)
+        return Batch([(result, 7), (self._spoil(self.batches, result), 3)], self._took, 1.1 if kind != "fp32" else 0.5)
 
 
-def burnt(chip, seconds=3.0, **how):
+KINDS = "golden", "rehearsal", "batch", "device", "ready", "leg", "cost", "end"
+
+
+def played(script, answers=()):
+    """Return the records of a load that is answered each time it asks."""
+    records, answer, left = [], None, list(answers)
+    while True:
+        try:
+            record = script.send(answer)
+        except StopIteration:
+            return records
+        records.append(record)
+        answer = left.pop(0) if record.get("awaits") else None
+
+
+def burnt(chip, seconds=3.0, answers=({"at": 0.0},), **how):
     """Return the records of a burn by kind."""
-    records = list(burn(chip, chip.clock, seconds=seconds, **how))
-    return {
-        kind: [r for r in records if r["kind"] == kind] for kind in ("golden", "rehearsal", "batch", "device", "end")
-    }
+    records = played(burn(chip, chip.clock, seconds=seconds, **how), answers)
+    return {kind: [r for r in records if r["kind"] == kind] for kind in KINDS}
 
 
 def noticed(chip, **how):
@@ -350,13 +393,35 @@ def test_a_blind_device_finds_nothing_in_rehearsal(kind):
 def test_a_burn_says_what_it_did():
     """Device, golden, rehearsal, batches with what was compared and what that stands for, and its end."""
     seen = burnt(Chip(), seconds=1.0)
-    assert seen["device"] == [{"kind": "device", "uuid": "GPU-0"}]
-    assert seen["golden"] == [{"kind": "golden", "seed": 0, "checksum": detector.checksum(np, GOLDEN), "flaw": ""}]
+    assert seen["device"] == [{"kind": "device", "uuid": "GPU-0", "library": "numpy"}]
+    assert seen["golden"] == [{"kind": "golden", "seed": 0, "checksum": checksum(GOLDEN), "flaw": "", "moved": 0.0}]
     assert len(seen["batch"]) in (10, 11)
     said = {(b["seconds"], b["tflop"], b["checked"], b["products"], b["wrong"]) for b in seen["batch"]}
     assert said == {(0.1, 1.1, 2, 10, 0)}
     assert [b["t"] for b in seen["batch"]] == pytest.approx([i / 10 for i in range(len(seen["batch"]))])
     assert seen["end"] == [{"kind": "end"}]
+
+
+def test_a_burn_begins_when_it_is_told():
+    """All is proven and rehearsed before the common start, and the asked seconds count from there."""
+    seen = burnt(Chip(), seconds=1.0, answers=[{"at": 42.0}])
+    assert seen["ready"] == [{"kind": "ready", "t": 0.0, "awaits": "the time to start"}]
+    assert seen["batch"][0]["t"] == 42.0
+    assert seen["batch"][-1]["t"] < 43.0
+
+
+def test_an_open_ended_burn_asks_how_long_to_go_on():
+    """Leg by leg until it is told 0; the numbers change as ever."""
+    seen = burnt(Chip(), seconds=2.0, open_ended=True, answers=[{"at": 0.0}, {"seconds": 2.0}, {"seconds": 0}])
+    assert len(seen["leg"]) == 2
+    assert 40 <= len(seen["batch"]) <= 42
+    assert seen["end"]
+
+
+def test_a_burn_tells_what_its_checks_cost():
+    """Batches with and without checks are taken in turn at the end, in s per TFLOP."""
+    (cost,) = burnt(Chip(), seconds=1.0)["cost"]
+    assert cost == {"kind": "cost", "unchecked": pytest.approx(0.1 / 1.1), "checked": pytest.approx(0.1 / 1.1)}
 
 
 def test_a_burn_takes_new_numbers_now_and_then():
@@ -391,8 +456,28 @@ def test_a_timed_product_is_proven_first_and_warmed_up():
     kinds = [kind for kind, _ in itertools.groupby(record["kind"] for record in timed(Chip()))]
     assert kinds == ["device", "golden", "warm_up", "batch"]
     first = next(record for record in timed(Chip()) if record["kind"] == "batch")
-    assert first == {"kind": "batch", "t": pytest.approx(0.5), "seconds": 0.1, "tflop": 1.1, "wrong": 0}
+    assert first == {"kind": "batch", "t": pytest.approx(2.0), "seconds": 0.1, "tflop": 1.1, "wrong": 0}
     assert {r["tflop"] for r in timed(Chip(), kind="fp32") if r["kind"] == "batch"} == {0.5}
+
+
+class Unsteady(Chip):
+    """A chip whose clock still moves for so many batches."""
+
+    def __init__(self, moves):
+        super().__init__()
+        self._moves = moves
+
+    def batch(self, kind, a, b, *, bare=False):
+        """Return a batch, every second of the first ones slower."""
+        self._took = 0.1 if self.batches > self._moves or self.batches % 2 else 0.12
+        return super().batch(kind, a, b)
+
+
+@pytest.mark.parametrize(("moves", "from_s", "to_s"), [(0, 2.0, 2.2), (100, 12.5, 13.5), (1000, 30.0, 30.2)])
+def test_a_timed_product_is_warm_when_its_rate_stands(moves, from_s, to_s):
+    """Nothing is timed before the rate has kept within 1 % for 2 s, and nothing waits longer than half a minute."""
+    first = next(record for record in timed(Unsteady(moves)) if record["kind"] == "batch")
+    assert from_s <= first["t"] <= to_s
 
 
 @pytest.mark.parametrize(
@@ -414,31 +499,7 @@ def test_a_timed_fp32_product_is_refused_when_it_is_one_of_tf32():
 @pytest.mark.parametrize("kind", ["fp16", "fp32"])
 def test_a_wrong_product_in_a_timed_batch_is_counted(kind):
     """Of two results of each batch the one with a flipped lowest bit is wrong, and is wrong in that batch only."""
-    chip = Chip(spoil=lambda i, r: flipped(r, 4, 4, 0) if i == 8 else r)
+    chip = Chip(spoil=lambda i, r: flipped(r, 4, 4, 0) if i == 23 else r)
     wrong = [record["wrong"] for record in timed(chip, kind=kind) if record["kind"] == "batch"]
     assert wrong[:4] == [0, 0, 1, 0]
     assert sum(wrong) == 1
-
-
-def test_copies_go_each_way_after_one_to_warm_up():
-    """Each way has one warm-up and its samples, in the order asked, with what arrived wrong and its path."""
-    asked = []
-
-    class Mover:
-        uuid = "GPU-7"
-        clock = Clock()
-
-        def copy(self, kind, seconds):
-            asked.append(kind)
-            self.clock.now += seconds
-            return Copy(100, seconds, 2, f"by {kind}")
-
-    mover = Mover()
-    device, *records = copies(mover, mover.clock, kinds=["h2d", "d2h"], samples=2, sample_s=0.5)
-    assert device == {"kind": "device", "uuid": "GPU-7"}
-    assert asked == ["h2d"] * 3 + ["d2h"] * 3
-    assert [record["kind"] for record in records] == ["warm_up", "copy", "copy"] * 2
-    assert [records[0], records[3]] == [{"kind": "warm_up", "way": way, "wrong": 2} for way in ("h2d", "d2h")]
-    first = {"kind": "copy", "t": 0.5, "way": "h2d", "moved": 100, "seconds": 0.5, "wrong": 2, "path": "by h2d"}
-    assert records[1] == first
-    assert (records[5]["t"], records[5]["way"]) == (2.5, "d2h")

@@ -84,7 +84,7 @@ class Udev(LiveWorld):
     properties = slots(*[4800] * 7, 4400)
     status = 0
 
-    def command(self, argv, *, timeout):
+    def command(self, argv, *, timeout, watch=None):
         """Answer udevadm."""
         assert argv[0] == "udevadm"
         return Completed(tuple(argv), self.status, self.properties, "no such device\n", 0.0)

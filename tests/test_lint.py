@@ -312,3 +312,11 @@ def test_the_digest_follows_the_content(catalogue, write):
     first, second = (load_profile("mine", catalogue, folder).digest() for _ in range(2))
     write(HEAD + '[line."gpu.xid"]\nseverity = "advisory"\n')
     assert first == second != load_profile("mine", catalogue, folder).digest()
+
+
+def test_an_effort_of_ones_own_leaves_the_inherited_ones(catalogue, tmp_path):
+    """The shipped 4x4090 shortens its drive's jobs and lengthens nothing: its soak is that of every GPU machine."""
+    soak, quick = (load_profile("4x4090", catalogue, tmp_path, effort) for effort in ("soak", "quick"))
+    assert soak.params["gpu.burn"] == {"seconds": 600, "longest_seconds": 5400}
+    assert quick.params["nvme.fio"]["seconds"] == 10
+    assert quick.params["gpu.burn"]["seconds"] == 30

@@ -168,7 +168,7 @@ def test_junit_says_simulated_beside_every_case(pytester):
     """What a CI server shows of a simulated run carries the stamp."""
     sign_off(pytester, "--hw-sim", "--junitxml=cases.xml")
     cases = (pytester.path / "cases.xml").read_text().split("<testcase ")[1:]
-    assert len(cases) == 172
+    assert len(cases) == 231
     assert all('name="gpuaccept.stamp" value="SIMULATED"' in case for case in cases)
 
 
@@ -203,7 +203,7 @@ def test_live_simulated_and_replayed_collect_the_same_items(more, pytester, requ
     plain = pytester.runpytest(ACCEPTANCE, *options).outlines
     ids = [[line for line in lines if "::" in line] for lines in (got, plain)]
     assert ids[0] == ids[1]
-    assert len(ids[0]) == 172
+    assert len(ids[0]) == 231
 
 
 def test_the_documented_tables_are_those_of_today(beds, request):

@@ -45,7 +45,7 @@ class World:
     def __init__(self, machine):
         self.machine, self.clock = machine, Clock(machine)
 
-    def command(self, argv, *, timeout):
+    def command(self, argv, *, timeout, watch=None):
         """Run a tool in virtual time."""
         began = self.machine.now
         status, out, err = TOOLS[argv[0]](self.machine, argv)

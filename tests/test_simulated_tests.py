@@ -143,7 +143,7 @@ def test_the_readmes_tests_run_as_written(project, request, pytester):
     blocks = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", readme, re.DOTALL))
     result = project(blocks["tests/test_contract.py"].replace("import pytest\n", ""))
     assert result.ret == 0
-    assert result.parseoutcomes()["passed"] == 2 + 4 * 3
+    assert result.parseoutcomes()["passed"] == 2 + 4 * 4
 
 
 def test_without_the_marker_nothing_of_the_simulated_machine_is_loaded(pytester):

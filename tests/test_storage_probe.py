@@ -198,7 +198,7 @@ class Drive(LiveWorld):
         self.sectors[side] += moved // 512
         self.stat.write_text("9 0 {read} 7 9 0 {write} 7 0 5 5\n".format(**self.sectors))
 
-    def command(self, argv, *, timeout):
+    def command(self, argv, *, timeout, watch=None):
         """Answer a fio job as fio does, from its own options."""
         options = dict(word[2:].split("=") for word in argv[1:] if "=" in word)
         name, engine = options["name"], options["ioengine"]

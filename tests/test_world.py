@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from pytest_gpuaccept import world
+from pytest_gpuaccept import supervisor, world
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.world import Completed, Disk, LiveWorld
 
@@ -92,7 +92,7 @@ def test_a_command_that_outlasts_its_deadline_is_named():
 @pytest.fixture
 def family(tmp_path, monkeypatch):
     """Return a FIFO that a script and all its children hold open, so that its end tells that all are gone."""
-    monkeypatch.setattr(world, "GRACE_S", 0.2)
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.2)
     path = tmp_path / "alive"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -211,11 +211,104 @@ def test_sleeping_is_the_systems(monkeypatch):
     assert slept == [0.25]
 
 
-def test_no_load_is_started_on_live_hardware_yet():
-    """A load that does not exist is refused by its name, and none is announced."""
-    assert LiveWorld().loads == frozenset()
-    with pytest.raises(Unmeasurable, match="no load 'gemm' for live hardware"):
-        LiveWorld().start("gemm", {"seconds": 1})
+ECHO = """
+import json, sys
+params = json.loads(sys.stdin.readline())
+print(json.dumps({"script": sys.argv[1], **params}), flush=True)
+"""
+
+
+@pytest.fixture
+def echo(tmp_path, monkeypatch):
+    """Have every load be one that repeats its name and its parameters."""
+    script = tmp_path / "echo.py"
+    script.write_text(ECHO)
+    monkeypatch.setattr(world, "CHILD", script)
+
+
+def test_a_load_is_a_child_that_is_told_its_script_and_its_parameters(echo):
+    """The script's name and parameters arrive, its records come back."""
+    with LiveWorld().start("burn", {"seconds": 1}) as load:
+        assert load.finish(timeout=30) == [{"script": "burn", "seconds": 1}]
+
+
+def test_loads_run_under_the_delivered_interpreter_and_sensors_under_this_one(echo, tmp_path):
+    """The delivered interpreter has torch and not our libraries, this one the other way round."""
+    delivered = tmp_path / "python"
+    delivered.write_text(f'#!/bin/sh\nexec {sys.executable} "$1" delivered-"$2"\n')
+    delivered.chmod(0o755)
+    live = LiveWorld(python=str(delivered))
+    ran = {}
+    for script in ("burn", "telemetry"):
+        with live.start(script, {}) as load:
+            ran[script] = load.finish(timeout=30)[0]["script"]
+    assert ran == {"burn": "delivered-burn", "telemetry": "telemetry"}
+
+
+def test_whoever_watches_is_told_of_loads_and_their_records(echo):
+    """Start, records and end, each with the script and its parameters."""
+    told = []
+    live = LiveWorld()
+    live.watcher = SimpleNamespace(
+        started=lambda *what: told.append(("started", *what)),
+        record=lambda *what: told.append(("record", *what)),
+        ended=lambda *what: told.append(("ended", *what)),
+    )
+    with live.start("burn", {"n": 1}) as load:
+        load.finish(timeout=30)
+    assert told[-1] == ("ended", "burn", {"n": 1})
+    assert sorted(told[:-1]) == [
+        ("record", "burn", {"n": 1}, {"script": "burn", "n": 1}),
+        ("started", "burn", {"n": 1}),
+    ]
+
+
+def test_loads_that_need_torch_are_refused_where_there_is_none(tmp_path):
+    """The interpreter is asked once, and its answer names the remedy; the sensors need no torch."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\necho asked >> {tmp_path}/asked\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    live = LiveWorld(python=str(bare))
+    assert live.refuses("telemetry") == ""
+    for script in ("burn", "gemm"):
+        assert "No module named 'torch'" in live.refuses(script)
+        assert live.refuses(script).endswith("name the delivered interpreter with --hw-python")
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+def test_a_command_that_is_watched_ends_when_the_watch_raises():
+    """A burn of the CPUs is ended with the cards that are too hot beside it."""
+    looks = []
+
+    def look():
+        looks.append(1)
+        message = "stopped: gpu0 reached 93 C"
+        raise Unmeasurable(message)
+
+    with pytest.raises(Unmeasurable, match="stopped: gpu0"):
+        LiveWorld().command([sys.executable, "-c", "import time; time.sleep(100)"], timeout=100, watch=look)
+    assert looks == [1]
+
+
+def test_a_watched_command_that_ends_in_time_is_whole(monkeypatch):
+    """Looking on changes nothing of what a command says, and its deadline holds."""
+    monkeypatch.setattr(world, "LOOK_S", 0.05)
+    live, sleepy = LiveWorld(), [sys.executable, "-c", "import time; print(1); time.sleep(0.2); print(2)"]
+    assert live.command(sleepy, timeout=30, watch=lambda: None).stdout == "1\n2\n"
+    with pytest.raises(Unmeasurable, match=r"still running after 0\.1 s"):
+        live.command(sleepy, timeout=0.1, watch=lambda: None)
+
+
+def test_a_driver_that_is_another_than_its_library_says_restart(monkeypatch):
+    """After an update without a restart NVML names the mismatch, and the remedy stands beside it."""
+    error = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    with pytest.raises(Unmeasurable, match=r"another than its library \(.*\): restart the machine"):
+        LiveWorld().nvml()
 
 
 def test_the_names_in_a_folder_are_sorted(tmp_path):

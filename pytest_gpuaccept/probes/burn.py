@@ -3,11 +3,13 @@
 Owns how the records of the burn and the samples of telemetry become values. Must not judge.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 from types import ModuleType
@@ -18,9 +20,22 @@ from pytest_gpuaccept.measurement import NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import cpu
-from pytest_gpuaccept.probes.cards import FULL_TIME, Card, Window, amount, batches, cards, flaws, window
+from pytest_gpuaccept.probes.cards import (
+    FULL_TIME,
+    Card,
+    Window,
+    all_ready,
+    amount,
+    batches,
+    ceiling_tflops,
+    ended,
+    flaws,
+    usable_cards,
+    window,
+)
+from pytest_gpuaccept.probes.guard import Guard
 from pytest_gpuaccept.profile import Scalar
-from pytest_gpuaccept.world import Record
+from pytest_gpuaccept.world import Load, Record
 
 THERMAL_OR_BRAKE = 0x08 | 0x20 | 0x40 | 0x80
 """Clock event reasons that count: HW slowdown, SW and HW thermal, power brake; never the power cap (nvml.h)."""
@@ -33,7 +48,11 @@ COMPARED_EVERY_S = 2.5
 FEW = 10
 """Samples after which a sensor must have moved under a load that began in them."""
 COOL_C_PER_S = 0.05
+READY_S = 300.0
+"""Seconds that loading torch from a cold disk, a CUDA context and a golden result may take on all cards."""
 GRACE_S = 120.0
+ANSWER_S = 0.2
+"""Seconds between two looks at a burn that may wait for an answer: its card rests meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +63,23 @@ class Metrics:
     temperature: Metric
     power_peak: Metric
     errors: Metric
+    power_mean: Metric
+    clock: Metric
+    capped: Metric
+    cost: Metric
     total: Metric
     power_total: Metric
 
+    def of_card(self) -> tuple[Metric, ...]:
+        """Return those that each card has."""
+        return (
+            self.tflops, self.temperature, self.power_peak, self.errors,
+            self.power_mean, self.clock, self.capped, self.cost,
+        )  # fmt: skip
+
     def all(self) -> tuple[Metric, ...]:
         """Return them in the order of the report."""
-        return self.tflops, self.temperature, self.power_peak, self.errors, self.total, self.power_total
+        return *self.of_card(), self.total, self.power_total
 
 
 def metrics(prefix: str, what: str) -> Metrics:
@@ -59,6 +89,10 @@ def metrics(prefix: str, what: str) -> Metrics:
         Metric(f"{prefix}.temperature", f"Peak temperature in the {what}", "C", "gpu"),
         Metric(f"{prefix}.power_peak", f"Peak power in the {what}", "W", "gpu"),
         Metric(f"{prefix}.errors", f"Wrong results in the {what}", "count", "gpu", none_seen=True),
+        Metric(f"{prefix}.power_mean", f"Mean power in the last half of the {what}", "W", "gpu"),
+        Metric(f"{prefix}.clock", f"Mean SM clock in the last half of the {what}", "MHz", "gpu"),
+        Metric(f"{prefix}.power_capped", f"Time held down by the power limit in the {what}", "s", "gpu"),
+        Metric(f"{prefix}.check_cost", f"Rate that checking every product costs in the {what}", "%", "gpu"),
         Metric(f"{prefix}.total", f"FP16 rate of all GPUs in the {what}", "TFLOPS", "host"),
         Metric(f"{prefix}.power_total", f"Power of all GPUs in the {what}", "W", "host"),
     )
@@ -82,18 +116,18 @@ class Burnt:
     records: Sequence[Record]
     batches: Sequence[Record]
     window: Window
-    outvoted: bool
+    outvoted: bool = False
     flaw: str = ""
     """Why the burn was not the one that was asked for; what it proved wrong stays proven."""
 
 
 def alone(site: Site) -> Iterator[Outcome]:
     """Burn all GPUs; yield rate, heat, power, errors and throttle time of each, and the sums."""
-    all_burnt = _together(list(_burn(site, lambda _: None)), site)
+    all_burnt = _together(_burn(site, partial(_until_flat, site)), site)
     yield from _totals(site, ALONE, all_burnt)
     for burnt in all_burnt:
         if isinstance(burnt, NotMeasured):
-            yield from _absent(burnt, (*ALONE.all()[:4], THROTTLE, WIDTH, START, PLATEAU))
+            yield from _absent(burnt, (*ALONE.of_card(), THROTTLE, WIDTH, START, PLATEAU))
             continue
         yield from _values(site, ALONE, burnt)
         yield _attempt(site, THROTTLE, burnt, _throttle)
@@ -104,21 +138,33 @@ def alone(site: Site) -> Iterator[Outcome]:
 
 def combined(site: Site) -> Iterator[Outcome]:
     """Burn all GPUs and all CPUs together; without proof that the CPUs were loaded nothing counts."""
-    loads: list[cpu.Loaded] = []
-    all_burnt = list(_burn(site, lambda seconds: loads.append(cpu.load_all(site, seconds))))
-    all_burnt = _together(all_burnt, site, loads[0])
-    yield _cpu_errors(site, loads[0], all_burnt)
+    done = list[cpu.Loaded | Unmeasurable]()
+    all_burnt = _burn(site, partial(_load_cpus, site, done))
+    (load,) = done
+    all_burnt = _together(all_burnt, site, load if isinstance(load, cpu.Loaded) else None)
+    yield _cpu_errors(site, load, all_burnt)
     yield from _totals(site, COMBINED, all_burnt)
     for burnt in all_burnt:
         if isinstance(burnt, NotMeasured):
-            yield from _absent(burnt, COMBINED.all()[:4])
+            yield from _absent(burnt, COMBINED.of_card())
         else:
             yield from _values(site, COMBINED, burnt)
 
 
-def _cpu_errors(site: Site, load: cpu.Loaded, all_burnt: Sequence[Burnt | NotMeasured]) -> Outcome:
+def _load_cpus(site: Site, done: list[cpu.Loaded | Unmeasurable], guard: Guard) -> None:
+    """Load all CPUs and put into `done` what that showed, or why it did not; raises Unmeasurable with that reason."""
+    try:
+        done.append(cpu.load_all(site, int(site.params["seconds"]), guard.look))
+    except Unmeasurable as error:
+        done.append(error)
+        raise
+
+
+def _cpu_errors(site: Site, load: cpu.Loaded | Unmeasurable, all_burnt: Sequence[Burnt | NotMeasured]) -> Outcome:
     """Return the wrong results of the CPUs while the GPUs burned; none seen needs a card that burned with them."""
     try:
+        if isinstance(load, Unmeasurable):
+            raise load
         failures = cpu.count_failures(load.done, load.report, load.seconds)
         if not failures and not any(isinstance(b, Burnt) and not b.flaw for b in all_burnt):
             _refuse(all_burnt[0])
@@ -131,15 +177,18 @@ def _cpu_errors(site: Site, load: cpu.Loaded, all_burnt: Sequence[Burnt | NotMea
 def _together(
     all_burnt: Sequence[Burnt | NotMeasured], site: Site, load: cpu.Loaded | None = None
 ) -> list[Burnt | NotMeasured]:
-    """Return the burns, flawed where they were cut short, held pauses, or did not run at the same time."""
+    """Return the burns, flawed where they were cut short, held pauses, or did not run at the same time.
+
+    One that has a flaw already, as a card that died in it, costs the others nothing.
+    """
     seconds = float(site.params["seconds"])
-    windows = [(b.window.began, b.window.ended) for b in all_burnt if isinstance(b, Burnt)]
+    windows = [(b.window.began, b.window.ended) for b in all_burnt if isinstance(b, Burnt) and not b.flaw]
     windows += [(load.began, load.ended)] if load else []
     common = min((ended for _, ended in windows), default=0.0) - max((began for began, _ in windows), default=0.0)
     flaw = _cpu_flaw(load) if load else ""
     if common < FULL_TIME * seconds:
         flaw = flaw or f"the loads ran together for {max(common, 0.0):.1f} s of {seconds:.0f} s"
-    return [replace(b, flaw=_pause(b) or flaw) if isinstance(b, Burnt) else b for b in all_burnt]
+    return [replace(b, flaw=b.flaw or _pause(b) or flaw) if isinstance(b, Burnt) else b for b in all_burnt]
 
 
 def _cpu_flaw(load: cpu.Loaded) -> str:
@@ -185,45 +234,91 @@ def _absent(reason: NotMeasured, metrics: Sequence[Metric]) -> Iterator[Outcome]
         yield NotMeasured(metric.id, reason.device, reason.reason)
 
 
-def _burn(site: Site, meanwhile: Callable[[int], None]) -> Iterator[Burnt | NotMeasured]:
-    """Burn every card of the profile at once; yield each one's burn, or why there is none."""
-    seconds, period = int(site.params["seconds"]), float(site.params["period_s"])
-    found = {device: c for device, c in cards(site).items() if c.handle is not None}
-    if not found:
-        message = "the driver shows no GPU that answers"
-        raise Unmeasurable(message)
+def _burn(site: Site, meanwhile: Callable[[Guard], object]) -> list[Burnt | NotMeasured]:
+    """Burn every card of the profile at once; return each one's burn, or why there is none.
+
+    `meanwhile` has the time in which they burn; when it raises Unmeasurable, what still runs is ended.
+    """
+    clock, period = site.world.clock, float(site.params["period_s"])
+    found, absent = usable_cards(site)
     cool_down(site, found, float(site.params["cool_down_seconds"]))
-    records, died = dict[str, list[Record]](), dict[str, str]()
+    job = {"seconds": int(site.params["seconds"]), "open_ended": bool(site.params.get("longest_seconds"))}
     watched = {"uuids": [c.uuid for c in found.values()], "period_s": period}
     with site.world.start("telemetry", watched) as watch:
         with ExitStack() as stack:
             loads = {
-                device: stack.enter_context(site.world.start("burn", {"uuid": c.uuid, "seconds": seconds}))
+                device: stack.enter_context(site.world.start("burn", {"uuid": c.uuid, **job}))
                 for device, c in found.items()
             }
-            meanwhile(seconds)
-            for device, load in loads.items():
-                try:
-                    records[device] = load.finish(timeout=seconds + GRACE_S)
-                except Unmeasurable as error:
-                    died[device] = str(error)
-        samples = watch.stop()
+            at, died = all_ready(loads, clock, READY_S)
+            ready = {device: load for device, load in loads.items() if device not in died}
+            guard = Guard(site, {device: found[device] for device in ready}, ready, watch)
+            try:
+                clock.sleep(max(0.0, at - clock.monotonic()))
+                meanwhile(guard)
+                died |= guard.wait(GRACE_S)
+            except Unmeasurable as error:
+                died |= guard.ends(str(error))
+        samples, blind = ended(watch)
+    died = dict.fromkeys(loads if blind else (), blind) | died
+    records = {device: load.records for device, load in loads.items()}
+    keep(site, samples, records)
     minority = outvoted(records)
-    for device in site.profile.devices.get("gpu", ()):
-        if device in records:
-            yield _burnt(found[device], records[device], samples, period, outvoted=device in minority)
-        else:
-            missing = f"the driver shows no {device}, or it does not answer"
-            yield NotMeasured("", device, died.get(device, missing))
+    burnt = {device: _burnt(found[device], records[device], samples, period) for device in records}
+    return [
+        _marked(burnt[device], died.get(device, ""), outvoted=device in minority)
+        if device in burnt
+        else NotMeasured("", device, absent[device])
+        for device in site.profile.devices.get("gpu", ())
+    ]
 
 
-def _burnt(
-    card: Card, records: Sequence[Record], samples: Sequence[Record], period: float, *, outvoted: bool
-) -> Burnt | NotMeasured:
+def _marked(burnt: Burnt | NotMeasured, died: str, *, outvoted: bool) -> Burnt | NotMeasured:
+    """Return a burn with what is known from outside of it: why its load died, what the other cards say."""
+    if isinstance(burnt, NotMeasured):
+        return replace(burnt, reason=died or burnt.reason)
+    return replace(burnt, outvoted=outvoted, flaw=died)
+
+
+def _until_flat(site: Site, guard: Guard) -> None:
+    """Wait until the burn is over; one that is open-ended goes on leg by leg until no card grows hotter.
+
+    Raises Unmeasurable when the guard stops it, or when a leg outlasts its time.
+    """
+    clock, leg = site.world.clock, float(site.params["seconds"])
+    longest = float(site.params.get("longest_seconds", 0))
+    answered = dict.fromkeys(guard.loads, 0)
+    burned, began = leg, clock.monotonic()
+    while running := {device: load for device, load in guard.loads.items() if not load.ended}:
+        guard.look()
+        if all(_asks(load, answered[device]) for device, load in running.items()):
+            more = burned + leg <= longest and guard.rising(STEADY_C_PER_MIN)
+            for device, load in running.items():
+                answered[device] = len(load.records)
+                load.tell({"seconds": leg if more else 0})
+            burned, began = burned + leg, clock.monotonic()
+        elif clock.monotonic() > began + leg + GRACE_S:
+            message = f"the burn was still running after {clock.monotonic() - began:.0f} s of {leg:.0f} s and was ended"
+            raise Unmeasurable(message)
+        clock.sleep(ANSWER_S)
+
+
+def _asks(load: Load, answered: int) -> bool:
+    """Say whether a load's last record asks how long to go on; `answered` is how many it had at the last answer."""
+    return len(load.records) > answered and load.records[-1].get("kind") == "leg"
+
+
+def keep(site: Site, samples: Sequence[Record], records: Mapping[str, Sequence[Record]]) -> None:
+    """Keep the raw records of a burn in the evidence, one JSON line each."""
+    for name, lines in {"telemetry": samples, **records}.items():
+        site.attach(f"{name} of the burn", "\n".join(json.dumps(record) for record in lines))
+
+
+def _burnt(card: Card, records: Sequence[Record], samples: Sequence[Record], period: float) -> Burnt | NotMeasured:
     try:
         timed = batches(card, records, "batch")
         began, ended = timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"]
-        return Burnt(card, records, timed, window(card, samples, began, ended, period), outvoted)
+        return Burnt(card, records, timed, window(card, samples, began, ended, period))
     except Unmeasurable as error:
         return NotMeasured("", card.device, str(error))
 
@@ -251,23 +346,38 @@ def _values(site: Site, of: Metrics, burnt: Burnt) -> Iterator[Outcome]:
     yield _attempt(site, of.temperature, burnt, _temperature)
     yield _attempt(site, of.power_peak, burnt, _power)
     yield _attempt(site, of.errors, burnt, _errors)
+    yield _attempt(site, of.power_mean, burnt, lambda b: (fmean(late(_moving(b.window, "power", "W"))), None, ""))
+    yield _attempt(site, of.clock, burnt, lambda b: (clock_mhz(b), None, ""))
+    yield _attempt(site, of.capped, burnt, lambda b: (_spent(b, "power_cap_ns"), None, ""))
+    yield _attempt(site, of.cost, burnt, _cost)
 
 
 def _attempt(site: Site, metric: Metric, burnt: Burnt, read: Callable[[Burnt], Reading]) -> Outcome:
+    samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
     try:
         if burnt.flaw and read is not _errors:
             _refuse(burnt)
         value, proof, note = read(burnt)
+        ceiling = ceiling_tflops(site, "fp16", clock_mhz(burnt)) if metric.unit == "TFLOPS" else None
+        return site.measured(
+            metric, value, device=burnt.card.device, samples=samples, ceiling=ceiling, proof=proof, note=note,
+            conditions=_conditions(metric, burnt),
+        )  # fmt: skip
     except Unmeasurable as error:
         return NotMeasured(metric.id, burnt.card.device, str(error))
-    samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
+
+
+def _conditions(metric: Metric, burnt: Burnt) -> dict[str, Scalar]:
+    """Return under what a value was taken: when and where, and what belongs to a rate, a heat, a throttle."""
     seconds = round(burnt.window.ended - burnt.window.began, 1)
-    conditions = dict[str, Scalar](seconds=seconds, bus_id=burnt.card.bus_id, uuid=burnt.card.uuid)
+    found = dict[str, Scalar](seconds=seconds, bus_id=burnt.card.bus_id, uuid=burnt.card.uuid)
+    if metric.unit == "TFLOPS":
+        found["clock_mhz"] = round(clock_mhz(burnt))
+    if metric.id == THROTTLE.id:
+        found |= by_cause(burnt)
     if metric.unit == "C" and (slope := slope_per_min(burnt.window)) is not None:
-        conditions["slope_c_per_min"] = round(slope, 1)
-    return site.measured(
-        metric, value, device=burnt.card.device, samples=samples, proof=proof, note=note, conditions=conditions
-    )
+        found["slope_c_per_min"] = round(slope, 1)
+    return found
 
 
 def sustained_tflops(burnt: Burnt) -> float:
@@ -279,6 +389,44 @@ def sustained_tflops(burnt: Burnt) -> float:
     half = burnt.batches[len(burnt.batches) // 2 :]
     wall = half[-1]["t"] + half[-1]["seconds"] - half[0]["t"]
     return float(sum(b["tflop"] for b in half) / max(wall, sum(b["seconds"] for b in half)))
+
+
+def late(values: Sequence[float]) -> Sequence[float]:
+    """Return the last half of a window's values."""
+    return values[len(values) // 2 :]
+
+
+def clock_mhz(burnt: Burnt) -> float:
+    """Return the mean SM clock of the last half, the one that the sustained rate belongs to."""
+    return fmean(late(burnt.window.values("sm_mhz")))
+
+
+def _cost(burnt: Burnt) -> Reading:
+    """Return by how many % the checks lengthen a product, from batches with and without them in turn."""
+    record = next((r for r in burnt.records if r.get("kind") == "cost"), {"kind": "cost"})
+    bare, checked = amount(record, "unchecked"), amount(record, "checked")
+    if not bare:
+        message = f"the unchecked batches of {burnt.card.device} took no time"
+        raise Unmeasurable(message)
+    return 100.0 * (1.0 - bare / max(bare, checked)), None, ""
+
+
+def _spent(burnt: Burnt, counter: str) -> float:
+    """Return by how many seconds a time counter of the driver grew; raises Unmeasurable when it went back."""
+    counted = burnt.window.values(counter)
+    if any(later < sooner for sooner, later in pairwise(counted)):
+        message = f"{counter} of {burnt.card.device} went backwards: the driver was reset"
+        raise Unmeasurable(message)
+    return round((counted[-1] - counted[0]) / 1e9, 3)
+
+
+def by_cause(burnt: Burnt) -> dict[str, Scalar]:
+    """Return the seconds of each cause of throttling that the driver counts."""
+    found = dict[str, Scalar]()
+    for counter in ("sw_thermal_ns", "hw_thermal_ns", "brake_ns", "power_cap_ns"):
+        with suppress(Unmeasurable):
+            found[counter.replace("_ns", "_s")] = _spent(burnt, counter)
+    return found
 
 
 def _temperature(burnt: Burnt) -> Reading:
@@ -346,6 +494,8 @@ def _wrong(batch: Record) -> int:
 
 def _proof(burnt: Burnt, checked: int) -> str:
     """Return what shows that a wrong product would have been seen; raises Unmeasurable when nothing does."""
+    if burnt.flaw:
+        _refuse(burnt)
     rehearsals = [r for r in burnt.records if r.get("kind") == "rehearsal"]
     missed = [name for name in REHEARSED if any(r.get(name) is not True for r in rehearsals)]
     if missed or not 0 < len(flaws(burnt.records)) <= len(rehearsals):
@@ -365,7 +515,6 @@ def _unchecked(burnt: Burnt) -> str:
     compared = sum(1 for batch in burnt.batches if "elements" in batch)
     asked = burnt.window.ended - burnt.window.began
     gates = (
-        (bool(burnt.flaw), burnt.flaw),
         (not any(r.get("kind") == "end" for r in burnt.records), "the burn did not reach its end"),
         (any(not amount(batch, "checked") for batch in burnt.batches), "not every batch was checked"),
         (compared < asked / COMPARED_EVERY_S, f"{compared} bitwise comparisons in {asked:.0f} s"),
@@ -384,14 +533,10 @@ def _throttle(burnt: Burnt) -> Reading:
     sampled = round(seen.period_s * sum(a and b for a, b in pairwise(hits)), 3)
     proof = f"reasons sampled {len(hits)} times; {busy}"
     try:
-        spent = seen.values("throttle_ns")
+        read = len(seen.values("throttle_ns"))
     except Unmeasurable:
         return sampled, proof, "no time counters: sampled"
-    if any(later < sooner for sooner, later in pairwise(spent)):
-        message = f"the throttle time of {burnt.card.device} went backwards: the driver was reset"
-        raise Unmeasurable(message)
-    counted = round((spent[-1] - spent[0]) / 1e9, 3)
-    return max(counted, sampled), f"time counters read {len(spent)} times; {proof}", ""
+    return max(_spent(burnt, "throttle_ns"), sampled), f"time counters read {read} times; {proof}", ""
 
 
 def plateau(window: Window) -> float:

@@ -4,14 +4,15 @@ Owns the mapping of device ids to cards (order of the PCI bus, never CUDA's), an
 load reached its card. Must not judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.world import Record
+from pytest_gpuaccept.world import Clock, Load, Record
 
 LEAST_BUSY = 50.0
 """% of utilisation that a loaded card shows at least; matrix products and copies show 90 and more."""
@@ -22,12 +23,18 @@ FULL_TIME = 0.95
 GAP_S = 1.0
 """Seconds without a sample that hide nothing; at a longer period, five of these."""
 
+CLOCK_ROUNDING = 1.02
+"""Room above FLOP/clk/SM x SMs x clock for the clock's own sampling."""
 LEAST_S = 1e-6
 """Seconds that anything timed takes at least."""
 MOST = 1e18
 """Larger than any amount that a load or a sensor states."""
+READY_POLL_S, START_IN_S = 0.1, 0.5
+"""Seconds between two looks at loads that get ready, and from the last one's readiness to the common start."""
 FIRST = " "
 """Sorts before every bus id."""
+COMPUTE_MODES = {0: "default", 1: "exclusive", 2: "prohibited", 3: "exclusive"}
+"""NVML's compute modes; 1 let one thread of a process in, and is gone from newer drivers."""
 AMOUNTS = {"batch": ("t", "tflop", "wrong"), "copy": ("t", "moved", "wrong")}
 """What a timed record states besides its seconds."""
 
@@ -89,6 +96,61 @@ def card(site: Site, device: str) -> Card:
         message = f"{device} does not answer ({found[device].uuid}): look for Xid 79 in the kernel log"
         raise Unmeasurable(message)
     return found[device]
+
+
+def usable(site: Site, device: str) -> Card:
+    """Return the card of a device id; raises Unmeasurable, with the remedy, where a load would not measure the card."""
+    own, nvml = card(site, device), site.world.nvml()
+    try:
+        refusal = _refusal(site, own)
+    except nvml.NVMLError as error:
+        message = f"whether a load can have {device} to itself cannot be read: {error}"
+        raise Unmeasurable(message) from None
+    if refusal:
+        raise Unmeasurable(refusal)
+    return own
+
+
+def _refusal(site: Site, own: Card) -> str:
+    nvml, smi = site.world.nvml(), f"nvidia-smi -i {own.bus_id}"
+    if mig_mode(nvml, own.handle)[0]:
+        return f"MIG is on: loads would measure a slice of {own.device}: {smi} -mig 0, then run again"
+    mode = compute_mode(nvml, own.handle)
+    if mode == "prohibited":
+        return f"the compute mode of {own.device} is prohibited, no load can start: {smi} -c 0, then run again"
+    others = nvml.nvmlDeviceGetComputeRunningProcesses(own.handle) if mode == "exclusive" else ()
+    pids = ", ".join(str(process.pid) for process in others)
+    return f"{own.device} is exclusive and held by {pids}: end it or {smi} -c 0, then run again" if pids else ""
+
+
+def mig_mode(nvml: Any, handle: Any) -> tuple[bool, str]:  # noqa: ANN401 - the binding is untyped
+    """Say whether MIG is on, with a note where the card or the driver has no MIG."""
+    try:
+        return nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE, ""
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+        return False, "the card has no MIG"
+
+
+def compute_mode(nvml: Any, handle: Any) -> str:  # noqa: ANN401 - the binding is untyped
+    """Return `default`, `exclusive` or `prohibited`; raises Unmeasurable for a mode that has no name here."""
+    mode = nvml.nvmlDeviceGetComputeMode(handle)
+    if mode not in COMPUTE_MODES:
+        message = f"NVML says compute mode {mode}, which has no name"
+        raise Unmeasurable(message)
+    return COMPUTE_MODES[mode]
+
+
+def usable_cards(site: Site) -> tuple[dict[str, Card], dict[str, str]]:
+    """Return the ordered cards that can be loaded, and why the others cannot; raises Unmeasurable when none can."""
+    found, refused = dict[str, Card](), dict[str, str]()
+    for device in site.profile.devices.get("gpu", ()):
+        try:
+            found[device] = usable(site, device)
+        except Unmeasurable as error:
+            refused[device] = str(error)
+    if not found:
+        raise Unmeasurable(next(iter(refused.values()), "the profile has no GPU"))
+    return found, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +226,55 @@ def check_lasted(device: str, timed: Sequence[Record], seconds: float) -> None:
     if lasted < FULL_TIME * seconds:
         message = f"the load of {device} was timed for {lasted:.1f} s of {seconds:g} s"
         raise Unmeasurable(message)
+
+
+def ceiling_tflops(site: Site, kind: str, clock_mhz: float) -> float | None:
+    """Return what no product of `kind` can exceed on the ordered card at a sampled clock; None where nobody knows."""
+    most = site.profile.card.ceiling(kind, clock_mhz) if site.profile.card else None
+    return most * CLOCK_ROUNDING if most else None
+
+
+def all_ready(loads: Mapping[str, Load], clock: Clock, timeout: float) -> tuple[float, dict[str, str]]:
+    """Wait until every load is ready and have them start together; return that time in s, and who will not, and why.
+
+    One that is not ready after `timeout` s is left behind, and ended.
+    """
+    end = clock.monotonic() + timeout
+    waiting = dict(loads)
+    while waiting and clock.monotonic() < end:
+        waiting = {name: load for name, load in waiting.items() if not (load.ended or _ready(load))}
+        if waiting:
+            clock.sleep(READY_POLL_S)
+    late = f"it was not ready after {timeout:g} s"
+    left = dict.fromkeys(waiting, late) | {name: _death(load) for name, load in loads.items() if load.ended}
+    for load in waiting.values():
+        with suppress(Unmeasurable):
+            load.stop()
+    at = clock.monotonic() + START_IN_S
+    for name, load in loads.items():
+        if name not in left:
+            load.tell({"at": at})
+    return at, left
+
+
+def _ready(load: Load) -> bool:
+    return any(record.get("kind") == "ready" for record in load.records)
+
+
+def _death(load: Load) -> str:
+    try:
+        load.stop()
+    except Unmeasurable as error:
+        return str(error)
+    return "it ended before it was ready"
+
+
+def ended(watch: Load) -> tuple[Sequence[Record], str]:
+    """End a load that runs until it is stopped; return its records, and why it had died before, '' when it had not."""
+    try:
+        return watch.stop(), ""
+    except Unmeasurable as error:
+        return watch.records, str(error)
 
 
 def amount(record: Record, key: str) -> float:

@@ -6,7 +6,7 @@ itself: it is 0 after an interrupted run and with all workers pinned to one CPU.
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_gpuaccept.errors import Unmeasurable
@@ -48,13 +48,16 @@ class Loaded:
         return min(self.busy.values())
 
 
-def load_all(site: Site, seconds: int) -> Loaded:
-    """Run verified stress-ng on every online CPU; raises Unmeasurable when it cannot run or /proc/stat stands still."""
+def load_all(site: Site, seconds: int, watch: Callable[[], object] | None = None) -> Loaded:
+    """Run verified stress-ng on every online CPU; raises Unmeasurable when it cannot run or /proc/stat stands still.
+
+    `watch` is called now and then meanwhile; what it raises ends the run.
+    """
     cpus = cpu_list(site.world.read("/sys/devices/system/cpu/online"))
     with site.world.folder() as folder:
         file = f"{folder}/stress-ng.yaml"
         before, began = cpu_ticks(site.world.read("/proc/stat")), site.world.clock.monotonic()
-        done = site.world.command(_argv(len(cpus), seconds, file), timeout=seconds + SETTLE_S)
+        done = site.world.command(_argv(len(cpus), seconds, file), timeout=seconds + SETTLE_S, watch=watch)
         after, ended = cpu_ticks(site.world.read("/proc/stat")), site.world.clock.monotonic()
         report = _written(site, file)
     site.attach("stress-ng", f"{' '.join(done.argv)}\n{done.stdout}{done.stderr}{report}")

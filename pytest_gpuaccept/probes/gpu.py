@@ -11,7 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import burn, rates
+from pytest_gpuaccept.probes import burn, copies, links, memory, numerics, rates, state, step
 from pytest_gpuaccept.probes.cards import card, cards
 
 
@@ -58,7 +58,7 @@ DRIVER: dict[Metric, Callable[[Site], Value]] = {
     ),
 }
 """What NVML and the driver say of themselves."""
-IDENTITY: dict[Metric, Callable[[Any, Any], Value]] = {
+IDENTITY: dict[Metric, Callable[[Any, Any], state.Said]] = {
     Metric("gpu.name", "Model", "text", "gpu"): lambda nvml, h: nvml.nvmlDeviceGetName(h),
     Metric("gpu.pci_device_id", "PCI device id", "text", "gpu"): lambda nvml, h: (
         f"{nvml.nvmlDeviceGetPciInfo(h).pciDeviceId >> 16:04x}"
@@ -73,6 +73,7 @@ IDENTITY: dict[Metric, Callable[[Any, Any], Value]] = {
     Metric("gpu.persistence", "Persistence mode", "flag", "gpu"): lambda nvml, h: (
         nvml.nvmlDeviceGetPersistenceMode(h) == nvml.NVML_FEATURE_ENABLED
     ),
+    **state.IDENTITY,
 }
 """What NVML says of one card."""
 UNIFORM = Metric("gpu.power.limit_uniform", "Power limits differ by", "W", "host", derive=limit_uniform)
@@ -108,7 +109,9 @@ def _identity(site: Site, nvml: Any, device: str) -> Iterator[Outcome]:  # noqa:
         try:
             own = card(site, device)
             where = {"bus_id": own.bus_id, "uuid": own.uuid}
-            yield site.measured(metric, of_card(nvml, own.handle), device=device, conditions=where)
+            said = of_card(nvml, own.handle)
+            value, note = said if isinstance(said, tuple) else (said, "")
+            yield site.measured(metric, value, device=device, conditions=where, note=note)
         except (Unmeasurable, nvml.NVMLError) as error:
             yield NotMeasured(metric.id, device, str(error))
 
@@ -143,36 +146,52 @@ def health(site: Site) -> Iterator[Outcome]:
 
 RATE_PARAMS = {"seconds": 3, "warmup_seconds": 2, "period_s": 0.2}
 COPY_PARAMS = {"samples": 5, "sample_seconds": 0.3}
+COPY_ALL_PARAMS = {"samples": 5, "sample_seconds": 1.0, "every_seconds": 4}
 LINK_PARAMS = {"seconds": 8, "period_s": 0.1}
 BURN_PARAMS = {"seconds": 60, "period_s": 0.2, "cool_down_seconds": 120}
+STEP_PARAMS = {"count": 10, "on_s": 4, "off_s": 4, "period_s": 0.2}
 ON_GPU: dict[str, Any] = {"load": True, "driver": True}
 
 PROBES = (
-    Probe("gpu.inventory", "inventory", "host", (COUNT, *DRIVER, *IDENTITY, UNIFORM), inventory, driver=True),
     Probe(
-        "gpu.links", "links", "gpu", rates.LINKS, rates.links,
+        "gpu.inventory", "inventory", "host", (COUNT, *DRIVER, *IDENTITY, UNIFORM, state.UNIFORM), inventory,
+        driver=True,
+    ),
+    Probe(
+        "gpu.links", "links", "gpu", links.LINKS, links.links,
         params=LINK_PARAMS, loads=("telemetry", "copies"), **ON_GPU,
     ),
     Probe(
-        "gpu.gemm", "gpu", "gpu", (rates.FP16, rates.FP32, rates.CLOCK, EFFICIENCY, PEAK), rates.gemm,
+        "gpu.gemm", "gpu", "gpu", (*rates.PRODUCTS.values(), rates.CLOCK, EFFICIENCY, PEAK), rates.gemm,
         params=RATE_PARAMS, loads=("telemetry", "gemm"), **ON_GPU,
     ),
     Probe(
-        "gpu.copy", "gpu", "gpu", (*rates.COPIES.values(), rates.COPY_ERRORS), rates.copy,
+        "gpu.copy", "gpu", "gpu", (*copies.COPIES.values(), copies.COPY_ERRORS), copies.copy,
         params=COPY_PARAMS, loads=("copies",), **ON_GPU,
     ),
     Probe(
-        "gpu_pair.peer", "gpu", "gpu_pair", (rates.PAIR, rates.PAIR_ERRORS), rates.peer,
+        "gpu_pair.peer", "gpu", "gpu_pair", (copies.ACCESS, copies.PATH, copies.PAIR, copies.PAIR_ERRORS), copies.peer,
         params=COPY_PARAMS, loads=("copies",), **ON_GPU,
+    ),
+    Probe(
+        "gpu.copy_all", "gpus", "host", (*copies.ALL.values(), copies.ALL_ERRORS, copies.UPLINK), copies.copy_all,
+        params=COPY_ALL_PARAMS, loads=("copies",), **ON_GPU,
     ),
     Probe(
         "gpu.burn", "gpus", "host",
         (*burn.ALONE.all(), burn.THROTTLE, burn.WIDTH, burn.START, burn.PLATEAU), burn.alone,
-        params=BURN_PARAMS, loads=("telemetry", "burn"), **ON_GPU,
+        params={**BURN_PARAMS, "longest_seconds": 0}, loads=("telemetry", "burn"), **ON_GPU,
+    ),
+    Probe(
+        "gpu.step", "gpus", "host", (step.STEPS, step.ERRORS, step.EVENTS, step.SWING), step.step,
+        params=STEP_PARAMS, loads=("telemetry", "steps"), **ON_GPU,
     ),
     Probe(
         "gpu.combined", "combined", "host", (*burn.COMBINED.all(), burn.CPU_ERRORS, DROP, SYSTEM), burn.combined,
         params=BURN_PARAMS, loads=("telemetry", "burn"), tools=("stress-ng",), **ON_GPU,
     ),
+    numerics.PROBE,
+    memory.PROBE,
     Probe("gpu.health", "final", "gpu", (ECC,), health, driver=True),
+    *state.PROBES,
 )  # fmt: skip

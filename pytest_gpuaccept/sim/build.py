@@ -21,6 +21,10 @@ FLOOR_SHARE = 0.9
 """A card's GEMM floor is about 0.9 of the lowest published rate, so a healthy card reaches floor / 0.9."""
 FP32_SHARE = 0.70
 """Published SGEMM rates reach 0.61 to 0.75 of the datasheet."""
+BF16_SHARE = 0.62
+"""BF16 products reach 0.61 of the datasheet (H100 PCIe) and more."""
+TENSOR_SHARE = 0.7
+"""Published FP8 rates reach 0.71 and 0.73 of the datasheet; [E] for TF32."""
 TENSOR_EFFICIENCY = 0.955
 """[E] Share of FLOP/clk/SM x SMs x clock that cuBLAS reaches where the clock, and not the power, limits."""
 LEAST_EFFICIENCY = 0.6
@@ -111,17 +115,20 @@ def _gpu(card: Card | None) -> dict[str, Any]:
     return {
         "name": card.name, "pci_device_id": card.pci_device_id, "compute_capability": f.compute_capability,
         "memory_mib": f.memory_mib, "sm_count": f.sm_count, "flop_per_clk_sm_fp16": f.flop_per_clk_sm_fp16,
-        "ecc": "ecc" not in card.lacks,
+        "ecc": "ecc" not in card.lacks, "row_remap": "row_remap" not in card.lacks,
         "limit_w": float(f.power_limit_w), "rated_limit_w": float(f.power_limit_w),
         "default_limit_w": float(f.power_limit_w),
         "resistance_c_per_w": RISE_C / f.power_limit_w,
         "target_c": float(f.temperature_target_c or f.temperature_limit_c),
         "fp16_tflops": rate, "fp32_tflops": f.fp32_tflops * FP32_SHARE,
+        "bf16_tflops": max(rate, f.fp16_tflops * BF16_SHARE), "tf32_tflops": (f.tf32_tflops or 0.0) * TENSOR_SHARE,
+        "fp8_tflops": (f.fp8_tflops or 0.0) * TENSOR_SHARE,
         "tensor_efficiency": min(TENSOR_EFFICIENCY, max(LEAST_EFFICIENCY, rate / rated)),
         "pcie_gen": f.pcie_gen, "card_gen": f.pcie_gen, "slot_gen": f.pcie_gen, "pcie_width": f.pcie_width,
         "h2d_gbs": link * (LINK_SHARE - 0.002), "d2h_gbs": link * LINK_SHARE,
         "pageable_gbs": link * PAGEABLE_SHARE, "staged_gbs": link * STAGED_SHARE,
         "vram_gbs": f.memory_bandwidth_gbs * VRAM_SHARE.get(card.name, VRAM_SHARE_USUAL),
+        "p2p": "chipset" if "p2p" in card.lacks else "ok",
     }  # fmt: skip
 
 
@@ -130,6 +137,8 @@ def _varied(preset: Mapping[str, Any], seed: str, index: int) -> dict[str, Any]:
     rng = random.Random(f"{seed}/silicon/{index}")  # noqa: S311 - noise of a model
     speed = 1.0 + rng.gauss(0.0, SILICON_SD)
     factors = {"fp16_tflops": speed, "fp32_tflops": speed, "resistance_c_per_w": 1.0 + rng.gauss(0.0, SLOT_SD)}
+    for name in ("bf16_tflops", "tf32_tflops", "fp8_tflops"):
+        factors[name] = speed
     for name in ("h2d_gbs", "d2h_gbs", "staged_gbs", "vram_gbs"):
         factors[name] = 1.0 + min(2.0, rng.gauss(0.0, 1.0)) * COPY_SD
     return {name: value * factors[name] if name in factors else value for name, value in preset.items()}

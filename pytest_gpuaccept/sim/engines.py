@@ -16,7 +16,7 @@ from pytest_gpuaccept.sim.machine import Machine, ScriptClock
 from pytest_gpuaccept.sim.parts import LlamaCpp, Vllm
 from pytest_gpuaccept.world import Record
 
-Records = Generator[Record, None, None]
+Records = Generator[Record, Record | None, None]
 
 LOAD_SHARE = 0.6
 """[E] Share of full load that decoding puts on a GPU."""

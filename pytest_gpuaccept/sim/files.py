@@ -10,12 +10,15 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from pytest_gpuaccept.sim import processes
 from pytest_gpuaccept.sim.machine import UPTIME_S, GpuState, Machine
 from pytest_gpuaccept.sim.parts import Nic
 
 Text = Callable[[], str]
 
 PCI = "/sys/bus/pci/devices"
+DEVICES = "/sys/devices/pci"
+"""Where the PCI devices really lie; telemetry reads there ten times a second."""
 GIB_KIB = 2**20
 MEMORY_FOR_US = 0.983
 """[E] Share of the installed memory that the kernel does not keep for itself before it counts."""
@@ -38,7 +41,8 @@ CARRIER_AT_BOOT = 2
 
 def text(machine: Machine, path: str) -> str | None:
     """Return a file's text, None when there is no such file."""
-    write = _tree(machine).get(_real(machine, path))
+    real = _real(machine, path)
+    write = (_devices(machine, real) if real.startswith(DEVICES) else _tree(machine)).get(real)
     return None if write is None else write()
 
 
@@ -81,6 +85,13 @@ def _slots(machine: Machine) -> list[GpuState]:
     return [gpu for gpu in machine.gpus if gpu.p.present]
 
 
+def _devices(machine: Machine, real: str) -> dict[str, Text]:
+    """Return the files of the GPU, and of its port, among whose folders a path lies."""
+    links = _links(machine)
+    gpu = next((gpu for gpu in _slots(machine) if real.startswith(f"{links[f'{PCI}/{gpu.port}']}/")), None)
+    return _link(machine, gpu) if gpu else {}
+
+
 def _tree(machine: Machine) -> dict[str, Text]:
     """Return every file with what writes it."""
     fixed = {**_system(machine), **_drives(machine)}
@@ -91,6 +102,8 @@ def _tree(machine: Machine) -> dict[str, Text]:
         files |= _network(machine, nic)
     for gpu in _slots(machine):
         files |= _link(machine, gpu)
+        for process in (*processes.compute(gpu), *processes.graphics(gpu)):
+            files[f"/proc/{process.pid}/comm"] = partial(str, f"{process.name}\n")
     return files
 
 
@@ -199,16 +212,20 @@ def _link(machine: Machine, gpu: GpuState) -> dict[str, Text]:
         files[f"{folder}/uevent"] = partial(str, f"PCI_SLOT_NAME={address}\n")
         files[f"{folder}/max_link_speed"] = partial(str, f"{GTS[gen]} GT/s PCIe\n")
         files[f"{folder}/max_link_width"] = partial(str, "16\n")
-        files[f"{folder}/current_link_speed"] = partial(_speed, machine, gpu)
-        files[f"{folder}/current_link_width"] = partial(str, f"{0 if gpu.p.lost else gpu.p.pcie_width}\n")
+        differs = side == "port" and not gpu.p.lost
+        width = gpu.p.port_width if differs and gpu.p.port_width else gpu.p.pcie_width
+        files[f"{folder}/current_link_speed"] = partial(_speed, machine, gpu, gpu.p.port_gen if differs else 0)
+        files[f"{folder}/current_link_width"] = partial(str, f"{0 if gpu.p.lost else width}\n")
         if gpu.p.aer_counters:
             counted = machine.host.aer_armed and side == gpu.p.aer_side
             files |= {f"{folder}/{file}": write for file, write in _aer(gpu, counted=counted).items()}
     return files
 
 
-def _speed(machine: Machine, gpu: GpuState) -> str:
-    return "Unknown\n" if gpu.p.lost else f"{GTS[gpu.link_gen(machine.now)]} GT/s PCIe\n"
+def _speed(machine: Machine, gpu: GpuState, most: int) -> str:
+    """Return a link's speed, at most that of generation `most` unless it is 0."""
+    gen = min(gpu.link_gen(machine.now), most or gpu.p.card_gen)
+    return "Unknown\n" if gpu.p.lost else f"{GTS[gen]} GT/s PCIe\n"
 
 
 def _aer(gpu: GpuState, *, counted: bool) -> Mapping[str, Text]:

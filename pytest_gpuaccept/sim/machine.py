@@ -46,8 +46,8 @@ DROP_AT_S = 2.0
 """Seconds into a load at which a link that drops does so."""
 IDLE_CLOCK_MHZ = 210
 FULL_LANES = 16
-FALLEN_XID = 79
-"""NVIDIA's Xid catalogue: GPU has fallen off the bus."""
+FALLEN_XID, HALTED_XID = 79, 62
+"""NVIDIA's Xid catalogue: GPU has fallen off the bus; internal micro-controller halt."""
 
 
 class GpuState:
@@ -55,7 +55,7 @@ class GpuState:
 
     __slots__ = (
         "address", "brake_ns", "busy_since", "capped_ns", "corrected", "cpu_load", "energy_mj", "idle_since",
-        "index", "load", "loads", "p", "port", "power", "replays", "rng", "shown", "temperature", "thermal_ns",
+        "index", "load", "loads", "p", "port", "power", "replays", "rng", "shown", "steps", "temperature", "thermal_ns",
         "throttle", "uncorrected", "warm",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class GpuState:
         self.load, self.busy_since, self.idle_since, self.cpu_load = 0.0, -1e9, -1e9, 0.0
         self.loads: list[float] = []
         self.shown: set[str] = set()
+        self.steps = 0
 
     def step(self, seconds: float, ambient_c: float) -> None:
         """Let power and heat move for `seconds` in air of `ambient_c`."""
@@ -122,7 +123,9 @@ class GpuState:
     def rate(self, kind: str, at: float) -> float:
         """Return the TFLOPS of a batch of matrix products, `at` seconds into a load."""
         p = self.p
-        cold = p.fp16_tflops * (2.0 if p.accumulate == "fp16" else 1.0) if kind == "fp16" else p.fp32_tflops
+        rates = {"fp16": p.fp16_tflops, "burn": p.fp16_tflops, "bf16": p.bf16_tflops, "fp32": p.fp32_tflops}
+        rates |= {"tf32": p.tf32_tflops, "fp8": p.fp8_tflops}
+        cold = rates[kind] * (2.0 if p.accumulate == "fp16" and kind in ("fp16", "burn") else 1.0)
         pulse = 1.0 if p.pulse >= 1.0 or at % 10.0 < 10.0 * p.pulse else 0.5
         share = (1.0 - p.slowdown) * (1.0 - p.cpu_interference * self.cpu_load) * pulse
         return cold * self.clock_share * share * (1.0 + self.rng.gauss(0.0, p.rate_noise))
@@ -141,6 +144,7 @@ class GpuState:
         if self.load:
             into = now - self.busy_since
             dropped = DROP_AT_S <= into < DROP_AT_S + p.link_drops_s
+            dropped |= p.step_event == "link" and self.steps == p.event_at_step
             asleep = self.busy_since - self.idle_since >= LINK_SLEEP_S and into < p.link_rise_s
             return 1 if asleep or dropped else full
         return full if now - self.idle_since < LINK_SLEEP_S else 1
@@ -214,7 +218,7 @@ class ScriptClock:
         self.resume_at = self.monotonic() + seconds
 
 
-Body = Callable[[ScriptClock], Generator[Record, None, None]]
+Body = Callable[[ScriptClock], Generator[Record, Record | None, None]]
 
 
 class Script:
@@ -224,14 +228,20 @@ class Script:
         """Prepare a script; `Machine.scripts` starts it."""
         self.name, self.records, self.death = name, list[Record](), ""
         self.clock = ScriptClock(machine)
+        self.answer: Record | None = None
         self._generator = body(self.clock)
-        self.ended = False
+        self._awaits = self.ended = False
 
     def resume(self, now: float) -> None:
-        """Let it work until it waits for a time after `now`, or ends."""
+        """Let it work until it waits for a time after `now` or for an answer, or ends."""
         while not self.ended and self.clock.resume_at <= now + 1e-9:
+            if self._awaits and self.answer is None:
+                self.clock.resume_at = now
+                return
+            answer, self.answer = self.answer, None
             try:
-                self.records.append(next(self._generator))
+                self.records.append(self._generator.send(answer))
+                self._awaits = bool(self.records[-1].get("awaits"))
             except StopIteration:
                 self.ended = True
             except Unmeasurable as error:
@@ -379,11 +389,13 @@ class Machine:
         self.say(f"nvidia {seen}:    [ 0] {kind}                  (First)", priority=4, device=seen)
 
     def _flap(self) -> None:
+        steps = max((gpu.steps for gpu in self.gpus), default=0)
         for name, nic in self.nics.items():
-            for _ in range(self.flapped[name], nic.flaps):
+            lost = nic.flaps + (0 < nic.flap_at_step <= steps)
+            for _ in range(self.flapped[name], lost):
                 self.say(f"ixgbe 0000:42:00.0 {nic.interface}: NIC Link is Down")
                 self.say(f"ixgbe 0000:42:00.0 {nic.interface}: NIC Link is Up 10 Gbps, Flow Control: None")
-            self.flapped[name] = max(self.flapped[name], nic.flaps)
+            self.flapped[name] = max(self.flapped[name], lost)
 
     # faults ----------------------------------------------------------------------------------
 
@@ -448,6 +460,14 @@ class Machine:
                 self._load(self.gpus[index], end=share)
             if cpu is not None:
                 self.cpu_load = 0.0
+
+    def count_step(self, gpu: GpuState) -> None:
+        """Begin a load step of a GPU: what its supply or its link does not take happens now."""
+        gpu.steps += 1
+        if gpu.steps == gpu.p.event_at_step and gpu.p.step_event == "lost":
+            gpu.p.lost = True
+        elif gpu.steps == gpu.p.event_at_step and gpu.p.step_event == "xid":
+            self._log_xid(gpu, HALTED_XID)
 
     def _load(self, gpu: GpuState, *, begin: float | None = None, end: float | None = None) -> None:
         """Begin or end a load on a GPU; of several at once the heaviest counts."""

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.sim import processes
 from pytest_gpuaccept.sim.machine import GpuState, Machine
 
 Parameter = Any
@@ -32,6 +33,14 @@ CLOCK_HEADROOM = 1.16
 """[E] Highest clock over the clock of the cold FP16 rate: 3105 over 2668 MHz on an RTX 4090."""
 FAN_FROM_C, FAN_LEAST, FAN_PER_C = 40.0, 30.0, 1.5
 """[E] Fan: 30 % up to 40 C, and 1.5 % more with each degree above."""
+SLICED = ("8.0", "9.0", "10.0")
+"""Compute capabilities of the chips that MIG cuts into slices, besides the RTX PRO 6000's."""
+POWER_RANGE = 1 / 3, 4 / 3
+"""[E] Lowest and highest power limit over the default: 150 and 600 W of an RTX 4090's 450 W, whatever the card."""
+SLOWS_BELOW_C = 3.0
+"""[E] Degrees below its shutdown at which a card slows down: an H100's, whatever the card."""
+COMPUTE_MODES = {"default": 0, "prohibited": 2, "exclusive": 3}
+"""NVML_COMPUTEMODE_*."""
 VIDEO = 0, 167_000
 """Use of the video engines in %, since no load has video, over [E] a period in us."""
 GOVERNED = 0.999
@@ -134,10 +143,15 @@ class NvmlLibrary:
         _fill(partial(read, self.machine), *args)
 
     def _device(self, fill: Callable[..., None], handle: Parameter, *args: Parameter) -> None:
-        place = (ctypes.c_void_p.from_buffer(handle).value or 0) - id(self.machine) - 1
-        if not 0 <= place < len(self.machine.gpus):
-            raise _RefusalError(NVML.NVML_ERROR_INVALID_ARGUMENT)
-        fill(self.machine, _answering(self.machine.gpus[place]), *args)
+        fill(self.machine, _of_handle(self.machine, handle), *args)
+
+
+def _of_handle(machine: Machine, handle: Parameter) -> GpuState:
+    """Return the GPU that a handle of this machine is of; refuses any other, and a GPU off the bus."""
+    place = (ctypes.c_void_p.from_buffer(handle).value or 0) - id(machine) - 1
+    if not 0 <= place < len(machine.gpus):
+        raise _RefusalError(NVML.NVML_ERROR_INVALID_ARGUMENT)
+    return _answering(machine.gpus[place])
 
 
 def _answering(gpu: GpuState) -> GpuState:
@@ -287,12 +301,14 @@ def _memory(_machine: Machine, gpu: GpuState) -> Mapping[str, int]:
     """Return bytes; version 1 counts what the driver keeps as used."""
     total = gpu.p.memory_mib << 20
     kept = int(total * RESERVED_SHARE)
-    return {"total": total, "free": total - kept, "used": kept}
+    used = min(total, kept + (processes.used_mib(gpu) << 20))
+    return {"total": total, "free": total - used, "used": used}
 
 
 def _memory_v2(machine: Machine, gpu: GpuState) -> Mapping[str, int]:
     memory = _memory(machine, gpu)
-    return {**memory, "reserved": memory["used"], "used": 0}
+    kept = int(memory["total"] * RESERVED_SHARE)
+    return {**memory, "reserved": kept, "used": memory["used"] - kept}
 
 
 def _temperature(_machine: Machine, gpu: GpuState, sensor: int) -> int:
@@ -354,9 +370,54 @@ def _ecc_errors(_machine: Machine, gpu: GpuState, kind: int, _since: int, locati
     return _with_ecc(gpu).p.ecc_uncorrected if seen else 0
 
 
+def _peer_access(machine: Machine, gpu: GpuState, other: Parameter, _direction: int) -> int:
+    """Return the NVML_P2P_STATUS_* of a pair: what refuses either of its cards; ours are the same both ways."""
+    return P2P_STATUS[gpu.p.p2p] or P2P_STATUS[_of_handle(machine, other).p.p2p]
+
+
+P2P_STATUS: dict[str, int] = {
+    "ok": NVML.NVML_P2P_STATUS_OK, "chipset": NVML.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED,
+    "gpu": NVML.NVML_P2P_STATUS_GPU_NOT_SUPPORTED, "topology": NVML.NVML_P2P_STATUS_IOH_TOPOLOGY_NOT_SUPPORTED,
+    "regkey": NVML.NVML_P2P_STATUS_DISABLED_BY_REGKEY, "unsupported": NVML.NVML_P2P_STATUS_NOT_SUPPORTED,
+    "unknown": NVML.NVML_P2P_STATUS_UNKNOWN,
+}  # fmt: skip
+"""What refuses peer access -> how NVML says it."""
+
+
 def _remapped(_machine: Machine, gpu: GpuState) -> tuple[int, ...]:
     """Return rows remapped for corrected and uncorrected errors, whether one waits for a reset, whether one failed."""
-    return 0, 0, int(_with_ecc(gpu).p.ecc_uncorrected > 0), 0
+    p = gpu.p if gpu.p.row_remap else _with_ecc(gpu).p
+    return 0, p.rows_remapped, int(p.remap_pending or p.ecc_uncorrected > 0), int(p.remap_failed)
+
+
+def _retired(*_: object) -> int:
+    """Refuse: cards that remap rows retire no pages."""
+    raise _not_supported()
+
+
+def _bar1(_machine: Machine, gpu: GpuState) -> Mapping[str, int]:
+    """Return bytes: [E] a resizable BAR is as large as the memory, rounded up to a power of two."""
+    total = 1 << ((gpu.p.memory_mib << 20) - 1).bit_length()
+    return {"bar1Total": total, "bar1Free": total, "bar1Used": 0}
+
+
+def _constraints(_machine: Machine, gpu: GpuState) -> tuple[int, ...]:
+    least, most = POWER_RANGE
+    return _milli(gpu.p.default_limit_w * least), _milli(gpu.p.default_limit_w * most)
+
+
+def _threshold(_machine: Machine, gpu: GpuState, kind: int) -> int:
+    below = {NVML.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN: 0.0, NVML.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN: SLOWS_BELOW_C}
+    if kind not in below:
+        raise _not_supported()
+    return round(gpu.p.shutdown_c - below[kind])
+
+
+def _mig(_machine: Machine, gpu: GpuState) -> tuple[int, ...]:
+    """Return whether MIG is on, now and after a reset; a card that cannot be cut into slices has no such mode."""
+    if not gpu.p.mig and gpu.p.compute_capability not in SLICED and "RTX PRO 6000" not in gpu.p.name:
+        raise _not_supported()
+    return (int(gpu.p.mig),) * 2
 
 
 def _violation(machine: Machine, gpu: GpuState, policy: int) -> Mapping[str, int]:
@@ -406,8 +467,15 @@ DEVICE: dict[str, Callable[..., Answer]] = {
     "nvmlDeviceGetTotalEccErrors": _ecc_errors,
     "nvmlDeviceGetMemoryErrorCounter": _ecc_errors,
     "nvmlDeviceGetRemappedRows": _remapped,
+    "nvmlDeviceGetP2PStatus": _peer_access,
     "nvmlDeviceGetViolationStatus": _violation,
-    "nvmlDeviceGetComputeRunningProcesses_v3": lambda *_: 0,
+    "nvmlDeviceGetRetiredPages": _retired,
+    "nvmlDeviceGetVbiosVersion": lambda _, g: g.p.vbios,
+    "nvmlDeviceGetBAR1MemoryInfo": _bar1,
+    "nvmlDeviceGetPowerManagementLimitConstraints": _constraints,
+    "nvmlDeviceGetTemperatureThreshold": _threshold,
+    "nvmlDeviceGetMigMode": _mig,
+    "nvmlDeviceGetComputeMode": lambda _, g: COMPUTE_MODES[g.p.compute_mode],
 }
 """C function -> what it answers for a machine, one of its GPUs and the values passed in."""
 
@@ -430,6 +498,22 @@ def _field_values(machine: Machine, gpu: GpuState, count: Parameter, places: Par
             field.nvmlReturn = NVML.NVML_SUCCESS
         except _RefusalError as refusal:
             field.nvmlReturn = refusal.code
+
+
+def _processes(
+    of: Callable[[GpuState], list[processes.Process]],
+    _machine: Machine,
+    gpu: GpuState,
+    count: Parameter,
+    places: Parameter,
+) -> None:
+    """List processes, in the two calls that NVML wants: how many there are, and then, into places for them, who."""
+    number, found = count._obj, [] if gpu.p.processes_hidden else of(gpu)  # noqa: SLF001 - byref() has no other name
+    room, number.value = number.value if places is not None else 0, len(found)
+    if room < len(found):
+        raise _RefusalError(NVML.NVML_ERROR_INSUFFICIENT_SIZE)
+    for place, process in zip(places or (), found, strict=False):
+        place.pid, place.usedGpuMemory = process.pid, process.mib << 20
 
 
 def _field(gpu: GpuState, field: int, scope: int) -> tuple[int, str, int]:
@@ -464,5 +548,7 @@ POWER_FIELDS: dict[int, Callable[[GpuState], float]] = {
 FILLS: dict[str, Callable[..., None]] = {
     "nvmlDeviceGetTemperatureV": _temperature_v,
     "nvmlDeviceGetFieldValues": _field_values,
+    "nvmlDeviceGetComputeRunningProcesses_v3": partial(_processes, processes.compute),
+    "nvmlDeviceGetGraphicsRunningProcesses_v3": partial(_processes, processes.graphics),
 }
 """C function -> what fills the struct that holds both the request and the answer."""

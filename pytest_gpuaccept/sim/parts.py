@@ -40,6 +40,14 @@ class Gpu(Part):
     runs_on: Annotated[int, Field(ge=-1, le=63, description="GPU that a load for this one reaches; -1: itself")] = -1
     persistence: bool = True
     ecc: Annotated[bool, Field(description="reports ECC counters")] = False
+    row_remap: Annotated[bool, Field(description="reports remapped rows, as every card with ECC does")] = False
+    vbios: Text = "95.02.47.00.01"
+    mig: Annotated[bool, Field(description="cut into slices")] = False
+    compute_mode: Literal["default", "exclusive", "prohibited"] = "default"
+    foreign_mib: Annotated[Count, Field(description="memory that somebody else's process has; 0 for nobody")] = 0
+    left_mib: Annotated[Count, Field(description="memory that a load's process keeps when it should have ended")] = 0
+    desktop_mib: Annotated[Count, Field(description="memory that a desktop has; 0 for none")] = 0
+    processes_hidden: Annotated[bool, Field(description="a container hides the processes from NVML's list")] = False
 
     limit_w: Annotated[Watts, Field(description="power limit set")] = 450.0
     rated_limit_w: Annotated[Watts, Field(gt=0, description="limit at which the compute rates below hold")] = 450.0
@@ -58,6 +66,9 @@ class Gpu(Part):
 
     fp16_tflops: Annotated[Rate, Field(description="FP16 product, FP32 accumulate, cold")] = 167.0
     fp32_tflops: Rate = 58.0
+    bf16_tflops: Annotated[Rate, Field(description="BF16 product, FP32 accumulate, cold")] = 167.0
+    tf32_tflops: Rate = 75.0
+    fp8_tflops: Annotated[Rate, Field(description="0 for a card without FP8")] = 300.0
     sustained: Annotated[Share, Field(description="rate after minutes of load over the cold rate")] = 0.965
     tensor_efficiency: Annotated[Share, Field(gt=0, description="share of FLOP/clk/SM that the kernel reaches")] = 0.955
     slowdown: Annotated[Share, Field(description="share of every compute rate that is lost, at full clock")] = 0.0
@@ -76,6 +87,7 @@ class Gpu(Part):
     always_wrong: Annotated[bool, Field(description="every product is wrong in the same way, the first included")] = (
         False
     )
+    odd_shapes_wrong: Annotated[bool, Field(description="what is left of a sum's length over 8 is forgotten")] = False
     detector_blind: Annotated[bool, Field(description="writes do not land: what is put there to be found is not")] = (
         False
     )
@@ -86,12 +98,33 @@ class Gpu(Part):
     slot_gen: Annotated[Gen, Field(description="highest generation of the slot")] = 4
     link_rise_s: Annotated[Seconds, Field(description="time from load to full generation")] = 0.2
     link_drops_s: Annotated[Seconds, Field(description="time at Gen1 in the middle of each load")] = 0.0
+    port_gen: Annotated[
+        int, Field(ge=0, le=6, description="generation of the link above the card's own; 0 as the card's")
+    ] = 0
+    port_width: Annotated[Literal[0, 1, 2, 4, 8, 16], Field(description="its lanes; 0 as the card's")] = 0
+    step_event: Annotated[
+        Literal["none", "lost", "xid", "link"],
+        Field(description="what a load step does: off the bus, an Xid, the link at Gen1 until the step's end"),
+    ] = "none"
+    event_at_step: Annotated[Count, Field(description="load step at which it happens")] = 3
     h2d_gbs: Rate = 26.2
     d2h_gbs: Rate = 26.3
     pageable_gbs: Rate = 9.0
+    both_share: Annotated[Share, Field(description="share of both directions' sum when both copy at once [E]")] = 0.9
+    untouched_share: Annotated[Share, Field(description="share of the pageable rate into new pages [E]")] = 0.3
+    uplink_share: Annotated[Share, Field(description="share of the link's rate left while other GPUs copy too")] = 1.0
     staged_gbs: Annotated[Rate, Field(description="copy to another GPU through the host")] = 20.5
+    p2p: Annotated[
+        Literal["ok", "chipset", "gpu", "topology", "regkey", "unsupported", "unknown"],
+        Field(description="why the driver refuses peer access; ok where it offers it"),
+    ] = "chipset"
     vram_gbs: Rate = 920.0
     copy_corrupts: Annotated[bool, Field(description="one byte of each copy arrives wrong")] = False
+    vram_stuck: Annotated[bool, Field(description="one bit of the memory always reads 1")] = False
+    vram_fades_s: Annotated[Seconds, Field(description="time after which one bit of memory is lost; 0: never")] = 0.0
+    vram_alias: Annotated[bool, Field(description="two addresses reach the same word: a stuck address line")] = False
+    vram_claim: Annotated[Share, Field(description="share of the free memory that can be claimed")] = 1.0
+    crowd_corrupts: Annotated[bool, Field(description="one byte arrives wrong while other GPUs copy too")] = False
 
     aer_corrected_per_min: Annotated[
         float, Field(ge=0, le=6000, description="corrected PCIe errors per minute while the link is busy")
@@ -102,6 +135,9 @@ class Gpu(Part):
     replays_per_min: Rate = 0.0
     xid: Annotated[int, Field(ge=0, le=200, description="Xid that the driver logs, once; 0 for none")] = 0
     ecc_uncorrected: Annotated[Count, Field(description="uncorrected memory errors, once")] = 0
+    rows_remapped: Annotated[Count, Field(description="rows remapped for uncorrectable errors")] = 0
+    remap_pending: bool = False
+    remap_failed: Annotated[bool, Field(description="a row was to be remapped, and no spare one is left")] = False
     temperature_sensor: Literal["ok", "unsupported", "zero"] = "ok"
     throttle_counters: Annotated[bool, Field(description="the driver reports throttle time")] = True
 
@@ -181,6 +217,7 @@ class Nic(Part):
 
     interface: Text = "eno1"
     flaps: Annotated[Count, Field(description="carrier losses, once")] = 0
+    flap_at_step: Annotated[Count, Field(description="load step of the GPUs that costs the carrier; 0 for none")] = 0
     readable: bool = True
 
 

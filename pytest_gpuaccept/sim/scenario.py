@@ -17,7 +17,9 @@ from pytest_gpuaccept.sim.parts import PARTS
 
 KINDS = {"gpu": "gpu", "nvme": "drive", "disk": "drive", "nic": "nic"}
 """Beginning of a device's id -> kind of part; the other parts are called as their kind."""
-DURING = ("gemm", "copies", "burn", "combined", "fio", "stress-ng", "vllm", "llamacpp")
+DURING = (
+    "gemm", "copies", "products", "burn", "steps", "combined", "memory", "fio", "stress-ng", "vllm", "llamacpp",
+)  # fmt: skip
 """Loads in which a fault may begin."""
 WHEN = {"from_s", "during", "above_c", "on_s", "off_s"}
 SHORT = re.compile(r"(?P<device>[a-z]+\d*)\.(?P<name>[a-z][a-z0-9_.]*?)(:(?P<value>[^@]*))?(@(?P<when>.+))?")

@@ -56,6 +56,20 @@ class SimLoad:
         """Take a script that the machine runs."""
         self._machine, self._script = machine, script
 
+    @property
+    def records(self) -> Sequence[Record]:
+        """Return what it has written so far."""
+        return self._script.records
+
+    @property
+    def ended(self) -> bool:
+        """Say whether it is over, however that came."""
+        return self._script.ended
+
+    def tell(self, message: Record) -> None:
+        """Send it the answer that it waits for."""
+        self._script.answer = message
+
     def finish(self, *, timeout: float) -> list[Record]:
         """Let time pass until it ends; raises Unmeasurable when it dies or outlasts `timeout` s."""
         end = self._machine.now + timeout
@@ -89,7 +103,13 @@ class SimWorld:
         """Say whether the machine has a command."""
         return tool in COMMANDS
 
-    def command(self, argv: Sequence[str], *, timeout: float) -> Completed:
+    def refuses(self, script: str) -> str:  # noqa: ARG002 - the seam's signature
+        """Refuse nothing: every load runs here."""
+        return ""
+
+    def command(
+        self, argv: Sequence[str], *, timeout: float, watch: Callable[[], object] | None = None
+    ) -> Completed:  # fmt: skip
         """Let a command run in virtual time; raises Unmeasurable when there is none or it takes too long."""
         began = self.machine.now
         if argv[0] not in COMMANDS:
@@ -98,6 +118,8 @@ class SimWorld:
         status, out, err = COMMANDS[argv[0]](self.machine, argv)
         self.machine.advance(COMMAND_S)
         seconds = self.machine.now - began
+        if watch:
+            watch()
         if seconds > timeout:
             message = f"{argv[0]} was still running after {timeout:g} s and was ended"
             raise Unmeasurable(message)
