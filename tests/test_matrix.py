@@ -1,4 +1,4 @@
-"""The fault matrix: every shipped line can fail, alone, and what well-known tools pass is caught."""
+"""The fault matrix: what a proof says when it does not hold, what well-known tools pass, faults through pytest."""
 
 from pathlib import Path
 
@@ -6,32 +6,18 @@ import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
+from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.selfcheck.matrix import Bed
 from pytest_gpuaccept.selfcheck.proofs import PEER_GAPS, PROOFS, Proof
-from pytest_gpuaccept.sim.faults import FAULTS
 
 ACCEPTANCE = str(SHIPPED / "acceptance")
-PROFILES = known_profiles(SHIPPED)
 
 
 @pytest.fixture(scope="module")
 def beds(catalogue):
-    """Every shipped profile on simulated machines, by name; what was judged once is kept."""
-    return {name: Bed(load_profile(name, catalogue, SHIPPED), catalogue) for name in PROFILES}
-
-
-@pytest.mark.parametrize("name", PROFILES)
-def test_a_healthy_machine_passes_every_line(name, beds):
-    """Before a fault is planted, nothing is in its way: no line that is not PASS or not applicable."""
-    assert {v.verdict for v in beds[name].healthy.values()} <= {"PASS", "NOT_APPLICABLE"}
-
-
-@pytest.mark.parametrize("name", PROFILES)
-def test_every_line_has_a_fault_that_makes_exactly_it_fail(name, beds):
-    """Each line fails after its fault, which changes no line that the proof does not declare."""
-    assert list(matrix.flaws(beds[name])) == []
+    """Two shipped profiles on simulated machines, by name; what was judged once is kept."""
+    return {name: Bed(load_profile(name, catalogue, SHIPPED), catalogue) for name in ("1xh100", "4x4090")}
 
 
 def test_a_line_without_a_proof_is_named(beds, monkeypatch):
@@ -204,13 +190,6 @@ def test_live_simulated_and_replayed_collect_the_same_items(more, pytester, requ
     ids = [[line for line in lines if "::" in line] for lines in (got, plain)]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 231
-
-
-def test_the_documented_tables_are_those_of_today(beds, request):
-    """docs/faults.md is what the command prints for 4x4090."""
-    text = (request.config.rootpath / "docs" / "faults.md").read_text()
-    assert text == matrix.document(beds["4x4090"])
-    assert all(f"| `{name}` |" in text for name in FAULTS)
 
 
 def test_a_page_says_what_a_fault_sets_who_sees_it_and_how_to_plant_it():

@@ -81,18 +81,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """All that was seen of the steps; `left` says why a device did not step, or not to the end."""
+    """All that was seen of the steps: samples by UUID, the first at `since` s.
+
+    `left` says why a device did not step, or not to the end.
+    """
 
     plan: Plan
     cards: Mapping[str, Card]
     above: Mapping[str, Sequence[str]]
     records: Mapping[str, Sequence[Record]]
-    samples: Sequence[Record]
+    samples: Mapping[str, Sequence[Record]]
+    since: float
     left: Mapping[str, str]
 
     def window(self, device: str, began: float, ended: float) -> Window:
         """Return a card's telemetry between two times, each hop a reading of its own."""
-        seen = window(self.cards[device], self.samples, began, ended, self.plan.period_s)
+        own = self.cards[device]
+        seen = window(own, self.samples.get(own.uuid, ()), began, ended, self.plan.period_s)
         return by_hop(seen, self.above[device])
 
 
@@ -139,8 +144,13 @@ def _run(
             dead = Guard(site, found, loads, watch).wait(plan.count * (plan.on_s + plan.off_s) + GRACE_S) | dead
             records = {device: list(load.records) for device, load in loads.items()}
         samples, blind = ended(watch)
+    try:
+        since = min((amount(sample, "t") for sample in samples), default=at)
+    except Unmeasurable as error:
+        since, blind = at, str(error)
     dead = dict.fromkeys(found if blind else (), blind) | dead
-    return Stepped(replace(plan, at=at), found, above, records, samples, {**left, **dead})
+    seen = {own.uuid: [sample for sample in samples if sample.get("uuid") == own.uuid] for own in found.values()}
+    return Stepped(replace(plan, at=at), found, above, records, seen, since, {**left, **dead})
 
 
 # steps ---------------------------------------------------------------------------------------
@@ -165,8 +175,7 @@ def _rise(stepped: Stepped, device: str, number: int) -> float | None:
 
 def _rise_of(stepped: Stepped, device: str, number: int, name: str) -> float | None:
     plan, due = stepped.plan, stepped.plan.due(number)
-    first = min((amount(sample, "t") for sample in stepped.samples), default=due)
-    rest = stepped.window(device, max(due - plan.off_s, first), due).values(name)
+    rest = stepped.window(device, max(due - plan.off_s, stepped.since), due).values(name)
     seen = stepped.window(device, due, due + plan.on_s)
     values = seen.values(name)
     level = LEAST_BUSY if name == "utilisation" else (min(rest) + max(values)) / 2
@@ -351,7 +360,7 @@ def _swing(site: Site, stepped: Stepped) -> Outcome:
 def _summed(stepped: Stepped) -> tuple[str, list[tuple[float, float]]]:
     """Return the power of all cards over time and the reading that it is; raises Unmeasurable where one lacks it."""
     began, ended = stepped.plan.at, stepped.plan.due(stepped.plan.count)
-    first = max(began - stepped.plan.off_s, min((amount(s, "t") for s in stepped.samples), default=began))
+    first = max(began - stepped.plan.off_s, stepped.since)
     windows = [stepped.window(device, first, ended - stepped.plan.off_s) for device in stepped.cards]
     name = "power_instant" if all("power_instant" in s for of in windows for s in of.samples) else "power"
     for of in windows:
