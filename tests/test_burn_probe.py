@@ -11,7 +11,7 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import burn
+from pytest_gpuaccept.probes import burn, burnt
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.verdict import judge
@@ -98,7 +98,7 @@ def site(profile, faults="", **params):
     return Site(world, profile, "host", plan, kept.setdefault, "simulated", memory={"kept": kept})
 
 
-def burnt(where, probe=burn.alone):
+def outcomes_of(where, probe=burn.alone):
     """Return a burn's outcomes by the last word of their metric and by device."""
     outcomes = {(o.metric, o.device): checked(o) for o in probe(where)}
     return {(metric.split(".", 2)[-1], device): o for (metric, device), o in outcomes.items()}
@@ -112,7 +112,7 @@ def reasons(outcomes, device):
 def verdict(profile, outcome):
     """Return what the judge says of an outcome."""
     line = profile.lines[outcome.metric]
-    metric = next(metric for metric in burn.ALONE.all() if metric.id == outcome.metric)
+    metric = next(metric for metric in burnt.ALONE.all() if metric.id == outcome.metric)
     return judge(outcome, line, metric, profile.card.rates().get("fp16"), profile.card)
 
 
@@ -121,7 +121,7 @@ def verdict(profile, outcome):
 
 def test_a_healthy_burn_has_every_value_of_every_card(two):
     """What the report shows of a burn is there: eight values of each card, and four of its link and its heat."""
-    outcomes = burnt(site(two))
+    outcomes = outcomes_of(site(two))
     assert {m for m, d in outcomes if d == "gpu0"} == {m for m, d in outcomes if d == "gpu1"} == ALONE
     assert {m for m, d in outcomes if d == "host"} == {"total", "power_total"}
     assert all(isinstance(o, Measurement) for o in outcomes.values())
@@ -129,7 +129,7 @@ def test_a_healthy_burn_has_every_value_of_every_card(two):
 
 def test_wrong_products_before_a_crash_are_a_failure(two):
     """A card that computed wrong and then fell off the bus computed wrong; all else of it has its death's reason."""
-    outcomes = burnt(site(two, ",fault=gpu1.bitflip:10,fault=gpu1.lost@4s"))
+    outcomes = outcomes_of(site(two, ",fault=gpu1.bitflip:10,fault=gpu1.lost@4s"))
     errors = outcomes["errors", "gpu1"]
     assert errors.value > 0
     assert verdict(two, errors).verdict == "FAIL"
@@ -140,7 +140,7 @@ def test_wrong_products_before_a_crash_are_a_failure(two):
 
 def test_a_card_that_dies_without_a_wrong_product_has_no_value_and_costs_the_others_none(two):
     """Half a burn is none, and says why; the other card burned to its end."""
-    outcomes = burnt(site(two, ",fault=gpu1.lost@4s"))
+    outcomes = outcomes_of(site(two, ",fault=gpu1.lost@4s"))
     why = reasons(outcomes, "gpu1")
     assert why.keys() == ALONE
     assert all(CUDA in reason for reason in why.values())
@@ -155,7 +155,7 @@ def test_a_card_that_does_not_get_ready_is_left_behind(two, death, longest):
     """It is ended, and is told nothing; the others wait for it once, and not again where it cannot be ended."""
     where = site(two, longest_seconds=longest)
     left = where.world.silent = Silent(death=death)
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     assert reasons(outcomes, "gpu1") == dict.fromkeys(ALONE, "it was not ready after 300 s")
     assert (left.told, left.ended) == ([], not death)
     assert not {"tflops", "errors", "power_mean"} & reasons(outcomes, "gpu0").keys()
@@ -170,7 +170,7 @@ def test_a_card_that_is_over_before_it_is_ready_says_how(two, death, reason):
     """Its own reason, and nobody waits for it; the other card has all its values."""
     where = site(two)
     over = where.world.silent = Silent(ended=True, death=death)
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     assert reasons(outcomes, "gpu1") == dict.fromkeys(ALONE, reason)
     assert over.told == []
     assert reasons(outcomes, "gpu0") == {}
@@ -179,7 +179,7 @@ def test_a_card_that_is_over_before_it_is_ready_says_how(two, death, reason):
 
 def test_a_card_in_slices_is_named_while_the_others_burn(two):
     """A card with MIG on is not loaded, its lines say what to do, and the other one has its values."""
-    outcomes = burnt(site(two, ",fault=gpu0.mig"))
+    outcomes = outcomes_of(site(two, ",fault=gpu0.mig"))
     why = reasons(outcomes, "gpu0")
     assert why.keys() == ALONE
     assert all(reason.startswith("MIG is on") and "-mig 0" in reason for reason in why.values())
@@ -191,7 +191,7 @@ def test_telemetry_that_died_leaves_only_what_is_proven_wrong(two):
     """Nobody saw the cards to the end: no value but wrong products."""
     where = site(two, ",fault=gpu1.bitflip:10")
     where.world.blind = True
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     assert outcomes.pop(("errors", "gpu1")).value > 0
     assert {o.reason.removeprefix("gpu0: ") for o in outcomes.values()} == {"telemetry died of SIGSEGV"}
 
@@ -200,7 +200,7 @@ def test_a_card_that_died_says_so_also_without_telemetry(two):
     """The death of its own load is the nearer reason."""
     where = site(two, ",fault=gpu1.lost@4s")
     where.world.blind = True
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     assert all(CUDA in reason for reason in reasons(outcomes, "gpu1").values())
     assert set(reasons(outcomes, "gpu0").values()) == {"telemetry died of SIGSEGV"}
 
@@ -208,11 +208,11 @@ def test_a_card_that_died_says_so_also_without_telemetry(two):
 def test_the_raw_records_of_a_burn_are_kept(two):
     """Samples of the sensors and records of each card, one JSON line each, also of a card that died."""
     where = site(two, ",fault=gpu1.lost@4s")
-    burnt(where)
+    outcomes_of(where)
     kept = {name: [json.loads(line) for line in text.splitlines()] for name, text in where.memory["kept"].items()}
-    assert kept.keys() == {"telemetry of the burn", "gpu0 of the burn", "gpu1 of the burn"}
-    assert kept["telemetry of the burn"][0]["kind"] == "sample"
-    assert [kept[f"gpu{i} of the burn"][-1]["kind"] for i in (0, 1)] == ["end", "batch"]
+    assert kept.keys() == {"gpu.burn: telemetry", "gpu.burn: gpu0", "gpu.burn: gpu1"}
+    assert kept["gpu.burn: telemetry"][0]["kind"] == "sample"
+    assert [kept[f"gpu.burn: gpu{i}"][-1]["kind"] for i in (0, 1)] == ["end", "batch"]
 
 
 # what stops a burn ----------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_card_near_its_shutdown_stops_the_burn_of_all(two):
     """Every line of every card says which card it was and how hot; the machine is at rest again."""
     where = site(two, seconds=60)
     where.world.machine.gpus[1].p.shutdown_c = 55.0
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     assert reasons(outcomes, "gpu0").keys() == reasons(outcomes, "gpu1").keys() == ALONE
     (why,) = {o.reason.removeprefix("gpu0: ") for o in outcomes.values() if o.device != "host"}
     assert why.startswith("stopped: gpu1 reached 5")
@@ -234,7 +234,7 @@ def test_a_card_near_its_shutdown_stops_the_burn_of_all(two):
 
 def test_a_sensor_that_is_lost_stops_the_burn_of_all_and_wrong_products_stay(two):
     """A card that nobody sees any more is not heated on; what it computed wrong until then is proven."""
-    outcomes = burnt(site(two, ",fault=gpu0.sensor.gone@8s,fault=gpu0.bitflip:10", seconds=60))
+    outcomes = outcomes_of(site(two, ",fault=gpu0.sensor.gone@8s,fault=gpu0.bitflip:10", seconds=60))
     assert outcomes.pop(("errors", "gpu0")).value > 0
     assert {o.reason for o in outcomes.values()} == {"stopped: gpu0 has shown no temperature for 10 s"}
 
@@ -244,7 +244,7 @@ def test_a_hot_card_stops_the_cpus_with_the_cards(two):
     where = site(two, seconds=60)
     where.world.stress = "watched"
     where.world.machine.gpus[0].p.shutdown_c = 55.0
-    outcomes = burnt(where, burn.combined)
+    outcomes = outcomes_of(where, burn.combined)
     assert {m for m, d in outcomes if d == "gpu1"} == OF_CARD
     (why,) = {o.reason for o in outcomes.values()}
     assert why.startswith("stopped: gpu0 reached 5")
@@ -256,14 +256,14 @@ def test_cpus_that_cannot_be_loaded_leave_no_combined_burn(two, faults):
     """The reason is theirs, also beside a card that could not be loaded for a reason of its own."""
     where = site(two, faults)
     where.world.stress = "missing"
-    outcomes = burnt(where, burn.combined)
+    outcomes = outcomes_of(where, burn.combined)
     assert outcomes["errors", "host"].reason == "stress-ng cannot be started"
     assert set(reasons(outcomes, "gpu1").values()) == {"stress-ng cannot be started"}
 
 
 def test_cards_and_cpus_begin_together(two):
     """The CPUs wait for the cards: their loads share all of a short burn."""
-    outcomes = burnt(site(two), burn.combined)
+    outcomes = outcomes_of(site(two), burn.combined)
     assert all(isinstance(o, Measurement) for o in outcomes.values())
 
 
@@ -273,7 +273,7 @@ def test_cards_and_cpus_begin_together(two):
 @pytest.mark.parametrize(("longest", "seconds"), [(0, 30), (600, 120), (90, 90), (60, 60), (75, 60)])
 def test_a_burn_goes_on_while_a_card_grows_hotter(two, longest, seconds):
     """Leg by leg until all are flat, and never longer than the longest time; without one, for the time asked."""
-    outcomes = burnt(site(two, seconds=30, longest_seconds=longest))
+    outcomes = outcomes_of(site(two, seconds=30, longest_seconds=longest))
     for device in ("gpu0", "gpu1"):
         assert outcomes["tflops", device].conditions["seconds"] == pytest.approx(seconds, abs=0.5)
         assert outcomes["errors", device].value == 0
@@ -283,7 +283,7 @@ def test_one_card_that_still_grows_hotter_keeps_all_burning(two):
     """Slow heat of one card: the burn of both goes on until it is flat as well."""
     where = site(two, seconds=30, longest_seconds=600)
     where.world.machine.gpus[1].p.tau_s = 40.0
-    outcomes = burnt(where)
+    outcomes = outcomes_of(where)
     seconds = [outcomes["tflops", device].conditions["seconds"] for device in ("gpu0", "gpu1")]
     assert seconds[0] == pytest.approx(seconds[1], abs=0.5)
     assert 180 <= seconds[0] <= 400
@@ -368,7 +368,7 @@ def test_a_burn_that_hangs_is_ended_after_its_leg(longest):
 
 def test_a_rate_above_its_ceiling_is_an_error_and_the_products_are_wrong(two):
     """FP16 accumulation doubles the rate: more than the tensor cores can do at the clock that was sampled."""
-    outcomes = burnt(site(two, ",fault=gpu0.accumulate.fp16"))
+    outcomes = outcomes_of(site(two, ",fault=gpu0.accumulate.fp16"))
     rate, clock = outcomes["tflops", "gpu0"], outcomes["clock", "gpu0"].value
     assert rate.ceiling == pytest.approx(1.02 * two.card.ceiling("fp16", clock))
     assert (verdict(two, rate).verdict, verdict(two, outcomes["tflops", "gpu1"]).verdict) == ("ERROR", "PASS")
@@ -378,7 +378,7 @@ def test_a_rate_above_its_ceiling_is_an_error_and_the_products_are_wrong(two):
 
 def test_a_low_clock_lowers_the_ceiling(two):
     """What a slow clock allows counts, not what the datasheet says: the rate of a full one is no rate of it."""
-    outcomes = burnt(site(two, ",fault=gpu0.slow"))
+    outcomes = outcomes_of(site(two, ",fault=gpu0.slow"))
     slow, usual = (outcomes["tflops", device] for device in ("gpu0", "gpu1"))
     assert slow.value < slow.ceiling < usual.value < usual.ceiling
     assert slow.conditions["clock_mhz"] < 0.8 * usual.conditions["clock_mhz"]
@@ -386,7 +386,7 @@ def test_a_low_clock_lowers_the_ceiling(two):
 
 def test_checks_cost_nothing_here_and_the_cap_is_counted(two):
     """The model's checks are free; a card that reaches its power limit counts the time there, in every burn."""
-    outcomes = burnt(site(two, seconds=30))
+    outcomes = outcomes_of(site(two, seconds=30))
     assert outcomes["check_cost", "gpu0"].value == pytest.approx(0.0, abs=1.0)
     assert 20 < outcomes["power_capped", "gpu0"].value <= 30
     assert outcomes["power_mean", "gpu0"].value == pytest.approx(450, rel=0.02)

@@ -15,7 +15,7 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import burn, gpu, links, rates
+from pytest_gpuaccept.probes import burn, burnt, gpu, links, rates
 from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
 from pytest_gpuaccept.probes.cpu import Loaded
 from pytest_gpuaccept.selfcheck import matrix
@@ -52,7 +52,7 @@ def seen(taken=None, ended=60.0, **readings):
 
 def rehearsal(seed=0, **found):
     """Return the record of a rehearsal that found all, unless told."""
-    return {"kind": "rehearsal", "seed": seed, **dict.fromkeys(burn.REHEARSED, True), **found}
+    return {"kind": "rehearsal", "seed": seed, **dict.fromkeys(burnt.REHEARSED, True), **found}
 
 
 def golden(seed=0, checksum=77, flaw=""):
@@ -75,7 +75,7 @@ def of(records=None, view=None, *, outvoted=False):
     """Return a card's burn from its records and its window."""
     records = whole() if records is None else records
     timed = [record for record in records if record.get("kind") == "batch"]
-    return burn.Burnt(OWN, records, timed, view or seen(), outvoted)
+    return burnt.Burnt(OWN, records, timed, view or seen(), outvoted)
 
 
 # votes -----------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def of(records=None, view=None, *, outvoted=False):
 
 def votes(*sums, seed=0):
     """Return the devices that are outvoted when cards have these checksums."""
-    return burn.outvoted({f"gpu{i}": [golden(seed, value)] for i, value in enumerate(sums)})
+    return burnt.outvoted({f"gpu{i}": [golden(seed, value)] for i, value in enumerate(sums)})
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_cards_are_compared_seed_by_seed():
         "gpu2": [golden(0, 1), golden(1, 5)],
         "gpu3": [golden(0, 1)],
     }
-    assert burn.outvoted(records) == {"gpu1"}
+    assert burnt.outvoted(records) == {"gpu1"}
 
 
 # windows ----------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
     """Zero comes with a sentence of what would have shown an error."""
     rehearsed = "a flipped bit and a NaN were found in rehearsal; golden agrees with float64"
     proof = f"120 results checked; {rehearsed}; gpu0 busy in 100% of 300 samples"
-    assert burn._errors(of()) == (0, proof, "")
+    assert burnt.errors(of()) == (0, proof, "")
 
 
 @pytest.mark.parametrize(
@@ -299,43 +299,43 @@ def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
 def test_no_error_without_its_proof_is_no_reading(records, reason):
     """Where anything of the proof is missing, zero errors are not zero errors."""
     with pytest.raises(Unmeasurable, match=reason):
-        burn._errors(of(records))
+        burnt.errors(of(records))
 
 
 def test_no_error_on_an_idle_card_is_no_reading():
     """A card that the load did not reach made no errors, and proves nothing by it."""
     with pytest.raises(Unmeasurable, match="the load did not reach gpu0"):
-        burn._errors(of(view=seen(utilisation=0)))
+        burnt.errors(of(view=seen(utilisation=0)))
 
 
 def test_wrong_products_are_counted_also_where_the_sum_agreed():
     """What the checksum found and what only the comparison found both count; the note says how hot it was."""
     records = whole(batch(wrong=2, elements=3), batch(elements=2), batch(elements=0), batch())
-    value, proof, note = burn._errors(of(records))
+    value, proof, note = burnt.errors(of(records))
     assert (value, proof) == (3, None)
     assert note == "3 batches of 4 held a wrong product; up to 65 C"
 
 
 def test_errors_need_no_proof():
     """A wrong product is one, whatever else is missing."""
-    assert burn._errors(of([batch(wrong=1)], seen([])))[0] == 1
+    assert burnt.errors(of([batch(wrong=1)], seen([])))[0] == 1
 
 
 def test_a_wrong_golden_makes_every_product_wrong():
     """Products that agree with a wrong golden are wrong, all of them."""
-    value, proof, note = burn._errors(of([*whole(), golden(1, flaw="3 of 9 sampled elements differ"), rehearsal(1)]))
+    value, proof, note = burnt.errors(of([*whole(), golden(1, flaw="3 of 9 sampled elements differ"), rehearsal(1)]))
     assert (value, proof) == (120, None)
     assert note == "the product itself is wrong: 3 of 9 sampled elements differ"
 
 
 def test_a_wrong_golden_is_an_error_even_before_a_product_was_checked():
     """It cannot come out as zero."""
-    assert burn._errors(of([*whole(batch(checked=0)), golden(flaw="x")]))[0] == 1
+    assert burnt.errors(of([*whole(batch(checked=0)), golden(flaw="x")]))[0] == 1
 
 
 def test_an_outvoted_card_has_errors_only():
     """A card that no majority agrees with computes wrong, however well it agrees with itself."""
-    value, proof, note = burn._errors(of(outvoted=True))
+    value, proof, note = burnt.errors(of(outvoted=True))
     assert (value, proof) == (120, None)
     assert "no majority of the cards computes what gpu0 does" in note
 
@@ -346,25 +346,25 @@ def test_an_outvoted_card_has_errors_only():
 def test_the_sustained_rate_is_the_mean_of_the_last_half():
     """One good second at the end does not carry it, and a good beginning does not count."""
     timed = [batch(tflop=t, seconds=s) for t, s in [(90.0, 0.1), (90.0, 0.1), (10.0, 0.1), (10.0, 0.3)]]
-    assert burn.sustained_tflops(of(whole(*timed))) == pytest.approx(50.0)
+    assert burnt.sustained_tflops(of(whole(*timed))) == pytest.approx(50.0)
 
 
 def test_time_between_batches_is_time():
     """A card that stands still between its batches is as slow as it is, however fast each batch was."""
     timed = [batch(t=t, tflop=10.0) for t in (0.0, 0.4, 0.8, 1.2)]
-    assert burn.sustained_tflops(of(whole(*timed))) == pytest.approx(20.0 / 0.5)
+    assert burnt.sustained_tflops(of(whole(*timed))) == pytest.approx(20.0 / 0.5)
 
 
 def test_a_rate_of_an_idle_card_is_none():
     """A rate needs the proof that it was the card's."""
     with pytest.raises(Unmeasurable, match="did not reach"):
-        burn.sustained_tflops(of(view=seen(utilisation=3)))
+        burnt.sustained_tflops(of(view=seen(utilisation=3)))
 
 
 def test_the_peak_temperature_is_the_largest_and_a_rise_is_said():
     """A temperature that still rises at the end is no steady one, and the note says so."""
-    assert burn._temperature(of(view=seen(temperature=lambda t: 70 if t == 30.0 else 65))) == (70, None, "")
-    value, _, note = burn._temperature(of(view=seen(temperature=lambda t: 40 + t / 3)))
+    assert burnt.temperature(of(view=seen(temperature=lambda t: 70 if t == 30.0 else 65))) == (70, None, "")
+    value, _, note = burnt.temperature(of(view=seen(temperature=lambda t: 40 + t / 3)))
     assert value == pytest.approx(59.9, abs=0.1)
     assert note == "still rising by 20.0 C/min at the end"
 
@@ -373,14 +373,14 @@ def test_the_peak_temperature_is_the_largest_and_a_rise_is_said():
 def test_a_sensor_that_says_zero_measures_nothing(temperature):
     """Zero degrees is below every limit and no temperature: neither peak nor start nor plateau."""
     view = seen(temperature=temperature)
-    for read in (burn._temperature, lambda b: burn.sensed(b.window), lambda b: burn.plateau(b.window)):
+    for read in (burnt.temperature, lambda b: burnt.sensed(b.window), lambda b: burnt.plateau(b.window)):
         with pytest.raises(Unmeasurable, match="the temperature of gpu0 reads 0 C throughout the load"):
             read(of(view=view))
 
 
 @pytest.mark.parametrize(
     ("name", "read", "stuck"),
-    [("temperature", burn._temperature, 65), ("power", burn._power, 450.0), ("power", burn._power, 0.0)],
+    [("temperature", burnt.temperature, 65), ("power", burnt.power, 450.0), ("power", burnt.power, 0.0)],
 )
 def test_a_sensor_that_does_not_move_measures_nothing(name, read, stuck):
     """A value that shows nothing of the load is none; ten samples are too few to say so."""
@@ -388,37 +388,37 @@ def test_a_sensor_that_does_not_move_measures_nothing(name, read, stuck):
         read(of(view=seen(**{name: stuck})))
     assert read(of(view=seen(**{name: lambda t: 60.0 if t < 1.0 else 65.0})))[0] == 65.0
     few = seen(ended=2.0, **{name: 65.0})
-    assert (read(of(view=few))[0], len(few.samples)) == (65.0, burn.FEW)
+    assert (read(of(view=few))[0], len(few.samples)) == (65.0, burnt.FEW)
 
 
 @pytest.mark.parametrize(("per_s", "expected"), [(0.0, 0.0), (0.05, 3.0), (-0.1, -6.0)])
 def test_the_slope_is_that_of_the_last_seconds(per_s, expected):
     """Whatever came before, the last 20 s count, in C per minute."""
     view = seen(temperature=lambda t: 50 + per_s * t if t >= 39.0 else 30)
-    assert burn.slope_per_min(view) == pytest.approx(expected, abs=0.05)
+    assert burnt.slope_per_min(view) == pytest.approx(expected, abs=0.05)
 
 
 def test_a_slope_needs_four_samples_and_passes_over_gaps():
     """Too few samples show none, which is not a flat one; a sample without a temperature is left out."""
-    assert burn.slope_per_min(seen(samples()[-3:])) is None
+    assert burnt.slope_per_min(seen(samples()[-3:])) is None
     taken = samples(temperature=lambda t: 40 + t / 10)
     del taken[-5]["temperature"]
-    assert burn.slope_per_min(seen(taken)) == pytest.approx(6.0, abs=0.1)
+    assert burnt.slope_per_min(seen(taken)) == pytest.approx(6.0, abs=0.1)
     at_once = [{**one, "t": 60.0} for one in samples(temperature=lambda t: 40 + t)]
-    assert burn.slope_per_min(seen(at_once)) is None
+    assert burnt.slope_per_min(seen(at_once)) is None
 
 
 def test_the_plateau_is_where_the_temperature_stays_near_its_last():
     """Seconds until it is within 1 C for good; one that hardly moves is there from the start."""
-    assert burn.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 64)) == 0.0
-    assert burn.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 45)) == pytest.approx(20.0)
-    assert burn.plateau(seen(temperature=lambda t: 64 if t >= 20.0 else 45 + t)) == pytest.approx(18.0)
-    assert burn.plateau(seen(temperature=lambda t: 70 if t == 30.0 else 65)) == pytest.approx(30.2)
+    assert burnt.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 64)) == 0.0
+    assert burnt.plateau(seen(temperature=lambda t: 65 if t >= 20.0 else 45)) == pytest.approx(20.0)
+    assert burnt.plateau(seen(temperature=lambda t: 64 if t >= 20.0 else 45 + t)) == pytest.approx(18.0)
+    assert burnt.plateau(seen(temperature=lambda t: 70 if t == 30.0 else 65)) == pytest.approx(30.2)
 
 
 def throttled(**readings):
     """Return the throttle time of a card with these readings."""
-    return burn._throttle(of(view=seen(**readings)))
+    return burnt.throttle(of(view=seen(**readings)))
 
 
 def test_throttle_is_what_the_time_counters_gained():
@@ -452,7 +452,7 @@ def test_without_counters_the_mask_is_sampled(mask, counts):
     for one in taken:
         del one["throttle_ns"]
         one["failed"] = {"throttle_ns": "Not Supported"}
-    value, proof, note = burn._throttle(of(view=seen(taken)))
+    value, proof, note = burnt.throttle(of(view=seen(taken)))
     assert value == (29.8 if counts else 0.0)
     assert proof == "reasons sampled 300 times; gpu0 busy in 100% of 300 samples"
     assert note == "no time counters: sampled"
@@ -477,7 +477,7 @@ def test_without_counters_and_mask_there_is_no_throttle_time():
     """Nothing that would have shown a throttle means no reading of it."""
     taken = [{k: v for k, v in one.items() if k not in ("throttle_ns", "reasons")} for one in samples()]
     with pytest.raises(Unmeasurable, match="no reasons of gpu0"):
-        burn._throttle(of(view=seen(taken)))
+        burnt.throttle(of(view=seen(taken)))
 
 
 def test_an_idle_card_was_not_throttled_and_proves_nothing():
@@ -489,7 +489,7 @@ def test_an_idle_card_was_not_throttled_and_proves_nothing():
 def test_power_and_clock_are_means_of_the_last_half():
     """They belong to the sustained rate: what the card drew and clocked when it was cold does not count."""
     view = seen(power=lambda t: 100.0 if t < 30.0 else 440.0, sm_mhz=lambda t: 2900 if t < 30.0 else 2500)
-    outcomes = {o.metric: o for o in burn._values(Site(None, NO_CARD, "host", {}, None), burn.ALONE, of(view=view))}
+    outcomes = {o.metric: o for o in burnt.values(Site(None, NO_CARD, "host", {}, None), burnt.ALONE, of(view=view))}
     assert outcomes["gpu.burn.power_mean"].value == 440.0
     assert outcomes["gpu.burn.clock"].value == 2500.0
     assert (outcomes["gpu.burn.power_mean"].samples, outcomes["gpu.burn.tflops"].samples) == (300, 60)
@@ -500,7 +500,7 @@ def test_a_rate_whose_clock_nobody_saw_is_none_and_wrong_products_stay():
     blind = [{k: v for k, v in one.items() if k != "sm_mhz"} | {"power": 400.0 + one["t"]} for one in samples()]
     where = Site(None, NO_CARD, "host", {}, None)
     wrong = of(whole(*(batch(float(t), seconds=1.0, elements=0, wrong=1) for t in range(60))), seen(blind))
-    outcomes = {o.metric: o for o in burn._values(where, burn.ALONE, wrong)}
+    outcomes = {o.metric: o for o in burnt.values(where, burnt.ALONE, wrong)}
     for metric in ("gpu.burn.tflops", "gpu.burn.clock"):
         assert outcomes[metric].reason == "no sm_mhz of gpu0 in the window: 0 samples where 299 were due"
     assert outcomes["gpu.burn.errors"].value == 60
@@ -511,7 +511,7 @@ def test_no_error_of_a_burn_that_died_is_told_by_its_death():
     """Whatever else its records lack, they lack it because it died."""
     records = [r for r in whole() if r["kind"] not in ("end", "rehearsal")]
     with pytest.raises(Unmeasurable, match=r"^out of memory$"):
-        burn._errors(replace(of(records), flaw="out of memory"))
+        burnt.errors(replace(of(records), flaw="out of memory"))
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_no_error_of_a_burn_that_died_is_told_by_its_death():
 )
 def test_the_cost_of_checking_is_the_rate_that_it_takes(unchecked, checked, percent):
     """In % of the rate without checks; one that came out slower without them cost nothing."""
-    value, _, _ = burn._cost(of([*whole(), {"kind": "cost", "unchecked": unchecked, "checked": checked}]))
+    value, _, _ = burnt.cost(of([*whole(), {"kind": "cost", "unchecked": unchecked, "checked": checked}]))
     assert value == pytest.approx(percent)
 
 
@@ -534,13 +534,13 @@ def test_the_cost_of_checking_is_the_rate_that_it_takes(unchecked, checked, perc
 def test_a_cost_that_nobody_measured_is_none(cost, reason):
     """A burn that was cut off before it compared both has no cost, not a cost of zero."""
     with pytest.raises(Unmeasurable, match=reason):
-        burn._cost(of([*whole(), *cost]))
+        burnt.cost(of([*whole(), *cost]))
 
 
 def capped(**readings):
     """Return the time at the power limit of a burn with these readings."""
     where = Site(None, NO_CARD, "host", {}, None)
-    return {o.metric: o for o in burn._values(where, burn.ALONE, of(view=seen(**readings)))}["gpu.burn.power_capped"]
+    return {o.metric: o for o in burnt.values(where, burnt.ALONE, of(view=seen(**readings)))}["gpu.burn.power_capped"]
 
 
 def test_time_at_the_power_limit_is_counted_and_no_fault():
@@ -554,8 +554,8 @@ def test_time_at_the_power_limit_is_counted_and_no_fault():
 def test_a_throttle_states_the_seconds_of_each_cause():
     """Heat by software and by hardware, the brake and the power cap, each where the driver counts it."""
     counters = {"sw_thermal_ns": lambda t: t * NANO, "brake_ns": 5 * NANO, "power_cap_ns": lambda t: (60 - t) * NANO}
-    outcome = burn._attempt(
-        Site(None, None, "host", {}, None), burn.THROTTLE, of(view=seen(**counters)), burn._throttle
+    outcome = burnt.attempt(
+        Site(None, None, "host", {}, None), burnt.THROTTLE, of(view=seen(**counters)), burnt.throttle
     )
     causes = {name: value for name, value in outcome.conditions.items() if name.endswith("_s")}
     assert causes == {"sw_thermal_s": 59.8, "brake_s": 0.0}
@@ -568,7 +568,7 @@ def lasted(*timed, wrong=0):
     """Return a burn of batches of (start, seconds), its window as long as they are."""
     made = [batch(float(t), seconds=s, elements=0, wrong=wrong) for t, s in timed]
     began, ended = made[0]["t"], made[-1]["t"] + made[-1]["seconds"]
-    return burn.Burnt(OWN, whole(*made), made, Window("gpu0", samples(), began, ended, PERIOD), outvoted=False)
+    return burnt.Burnt(OWN, whole(*made), made, Window("gpu0", samples(), began, ended, PERIOD), outvoted=False)
 
 
 def minute(began=0.0, seconds=60, **other):
@@ -632,10 +632,10 @@ def test_a_flawed_burn_proves_wrong_products_and_nothing_else():
     """No rate, no heat, no absence of errors; a product that was wrong stays wrong."""
     where = Site(None, None, "host", {"seconds": 60}, None)
     (short,) = burn._together([minute(seconds=30)], where)
-    outcomes = list(burn._values(where, burn.ALONE, short))
+    outcomes = list(burnt.values(where, burnt.ALONE, short))
     assert [o.reason for o in outcomes] == ["the loads ran together for 30.0 s of 60 s"] * 8
     (short,) = burn._together([minute(seconds=30, wrong=1)], where)
-    outcomes = {o.metric: o for o in burn._values(where, burn.ALONE, short)}
+    outcomes = {o.metric: o for o in burnt.values(where, burnt.ALONE, short)}
     errors = outcomes.pop("gpu.burn.errors")
     assert (errors.value, errors.proof) == (30, None)
     assert all(isinstance(o, NotMeasured) for o in outcomes.values())
@@ -779,7 +779,7 @@ def burn_proves_no_error(records):
         all(kinds.values())
         and seeds[0] == seeds[1]
         and all(r.get("flaw") == "" for r in kinds["golden"])
-        and all(r.get(name) is True for r in kinds["rehearsal"] for name in burn.REHEARSED)
+        and all(r.get(name) is True for r in kinds["rehearsal"] for name in burnt.REHEARSED)
         and all(r.get("wrong") == 0 and not r.get("elements") for r in kinds["batch"])
         and all(r.get("checked") for r in kinds["batch"])
         and sum("elements" in r for r in kinds["batch"]) >= 2

@@ -11,7 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import burn, copies, links, memory, numerics, rates, state, step
+from pytest_gpuaccept.probes import burn, burnt, copies, links, memory, numerics, rates, state, step
 from pytest_gpuaccept.probes.cards import card, cards
 
 
@@ -179,7 +179,7 @@ PROBES = (
     ),
     Probe(
         "gpu.burn", "gpus", "host",
-        (*burn.ALONE.all(), burn.THROTTLE, burn.WIDTH, burn.START, burn.PLATEAU), burn.alone,
+        (*burnt.ALONE.all(), burnt.THROTTLE, burnt.WIDTH, burnt.START, burnt.PLATEAU), burn.alone,
         params={**BURN_PARAMS, "longest_seconds": 0}, loads=("telemetry", "burn"), **ON_GPU,
     ),
     Probe(
@@ -187,7 +187,7 @@ PROBES = (
         params=STEP_PARAMS, loads=("telemetry", "steps"), **ON_GPU,
     ),
     Probe(
-        "gpu.combined", "combined", "host", (*burn.COMBINED.all(), burn.CPU_ERRORS, DROP, SYSTEM), burn.combined,
+        "gpu.combined", "combined", "host", (*burnt.COMBINED.all(), burn.CPU_ERRORS, DROP, SYSTEM), burn.combined,
         params=BURN_PARAMS, loads=("telemetry", "burn"), tools=("stress-ng",), **ON_GPU,
     ),
     numerics.PROBE,

@@ -15,7 +15,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes.burn import sensed
+from pytest_gpuaccept.probes.burnt import sensed
 from pytest_gpuaccept.probes.cards import LEAST_S, Card, Window, all_ready, amount, usable_cards, window
 from pytest_gpuaccept.probes.guard import Guard
 from pytest_gpuaccept.profile import Scalar

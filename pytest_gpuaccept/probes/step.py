@@ -14,7 +14,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.burn import REHEARSED
+from pytest_gpuaccept.probes.burnt import REHEARSED
 from pytest_gpuaccept.probes.cards import (
     LEAST_BUSY,
     LEAST_SHARE,
