@@ -15,7 +15,7 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import burn, burnt, gpu, links, rates
+from pytest_gpuaccept.probes import burn, burnt, gemm, gpu, links
 from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
 from pytest_gpuaccept.probes.cpu import Loaded
 from pytest_gpuaccept.selfcheck import matrix
@@ -700,7 +700,7 @@ def taken(probe, where):
 
 
 PROBES = {
-    "gpu.links": (links.links, "gpu0"), "gpu.gemm": (rates.gemm, "gpu0"), "gpu.burn": (burn.alone, "host"),
+    "gpu.links": (links.links, "gpu0"), "gpu.gemm": (gemm.gemm, "gpu0"), "gpu.burn": (burn.alone, "host"),
     "gpu.combined": (burn.combined, "host"),
 }  # fmt: skip
 NONE_SEEN = {m.id for probe in gpu.PROBES for m in probe.metrics if m.none_seen}
@@ -964,7 +964,7 @@ def test_the_ceiling_of_a_rate_is_that_of_its_kind_at_the_clock_that_was_seen(tw
 
 def test_a_kind_of_product_that_the_card_lacks_is_not_run(catalogue):
     """A card without FP8 has no outcome of it, and those of the others."""
-    outcomes = taken(rates.gemm, site(load_profile("1xa100-pcie-80gb", catalogue, SHIPPED), "gpu0"))
+    outcomes = taken(gemm.gemm, site(load_profile("1xa100-pcie-80gb", catalogue, SHIPPED), "gpu0"))
     expected = {f"gpu.gemm.{kind}" for kind in KINDS_OF_PRODUCT} - {"gpu.gemm.fp8"}
     assert {metric for metric, _ in outcomes} == {*expected, "gpu.gemm.clock"}
 
@@ -981,7 +981,7 @@ def test_a_rate_states_what_its_products_ran_on(two, healthy):
 
 def test_a_card_that_computes_wrong_has_no_fp32_rate(two):
     """The arrays of the FP32 load are real, and a flipped bit in them is found."""
-    outcomes = taken(rates.gemm, site(two, "gpu0", "healthy,fault=gpu0.bitflip:10"))
+    outcomes = taken(gemm.gemm, site(two, "gpu0", "healthy,fault=gpu0.bitflip:10"))
     assert "held a wrong product" in outcomes["gpu.gemm.fp32", "gpu0"].reason
 
 

@@ -1,6 +1,6 @@
 """What the contract says of the GPUs: inventory, memory health, what follows from other values.
 
-Owns the catalogue of the GPU probes; rates.py and burn.py own the loads. Must not judge.
+Owns the catalogue of the GPU probes; the modules named in it own the loads. Must not judge.
 """
 
 import re
@@ -11,7 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import burn, burnt, copies, links, memory, numerics, rates, state, step
+from pytest_gpuaccept.probes import burn, burnt, copies, gemm, links, memory, numerics, state, step
 from pytest_gpuaccept.probes.cards import card, cards
 
 
@@ -162,7 +162,7 @@ PROBES = (
         params=LINK_PARAMS, loads=("telemetry", "copies"), **ON_GPU,
     ),
     Probe(
-        "gpu.gemm", "gpu", "gpu", (*rates.PRODUCTS.values(), rates.CLOCK, EFFICIENCY, PEAK), rates.gemm,
+        "gpu.gemm", "gpu", "gpu", (*gemm.PRODUCTS.values(), gemm.CLOCK, EFFICIENCY, PEAK), gemm.gemm,
         params=RATE_PARAMS, loads=("telemetry", "gemm"), **ON_GPU,
     ),
     Probe(

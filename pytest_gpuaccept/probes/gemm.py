@@ -1,4 +1,4 @@
-"""Rates of one GPU alone: matrix products.
+"""Rates of matrix products on one GPU alone.
 
 Owns how records of loads and samples of telemetry become values. Must not judge.
 """
@@ -14,9 +14,8 @@ from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import Card, batches, ceiling_tflops, check_lasted, flaws, usable, window
 from pytest_gpuaccept.profile import Scalar
 
-FP16 = Metric("gpu.gemm.fp16", "FP16 matrix product, FP32 accumulate", "TFLOPS", "gpu", rate="fp16", max_cv=0.05)
 PRODUCTS = {
-    "fp16": FP16,
+    "fp16": Metric("gpu.gemm.fp16", "FP16 matrix product, FP32 accumulate", "TFLOPS", "gpu", rate="fp16", max_cv=0.05),
     "bf16": Metric("gpu.gemm.bf16", "BF16 matrix product, FP32 accumulate", "TFLOPS", "gpu", rate="fp16", max_cv=0.05),
     "fp32": Metric("gpu.gemm.fp32", "FP32 matrix product", "TFLOPS", "gpu", rate="fp32", max_cv=0.05),
     "tf32": Metric("gpu.gemm.tf32", "TF32 matrix product", "TFLOPS", "gpu", rate="tf32", max_cv=0.05),
