@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -26,6 +27,7 @@ KILL_S = 10.0
 LONGEST_LINE = 2**20
 MOST_BYTES = 2**29
 """Bytes of records after which a load is out of its mind: an hour of eight cards writes some 100 MB."""
+UNKILLABLE = "cannot be killed: it hangs in the driver; restart the machine"
 LAST_WORDS = 40
 """Lines of its error output that are kept."""
 
@@ -67,7 +69,11 @@ def end(started: subprocess.Popen[str]) -> None:
         os.killpg(started.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         started.wait(KILL_S)
-    for pipe in (started.stdin, started.stdout, started.stderr):
+    _close(started.stdin, started.stdout, started.stderr)
+
+
+def _close(*pipes: IO[str] | None) -> None:
+    for pipe in pipes:
         with contextlib.suppress(OSError):
             if pipe:
                 pipe.close()
@@ -88,18 +94,20 @@ class ChildLoad:
         self.records: list[Record] = []
         self._name, self._process, self._seen = name, process, seen
         self._words = deque[str](maxlen=LAST_WORDS)
-        self._flaw = ""
-        self._readers = [
-            threading.Thread(target=read, args=(pipe,), daemon=True)
-            for read, pipe in ((self._read_records, process.stdout), (self._read_words, process.stderr))
-        ]
+        self._flaw, self._gone = "", 0.0
+        pipes = (self._read_records, process.stdout), (self._read_words, process.stderr)
+        process.stdout = process.stderr = None
+        self._readers = [threading.Thread(target=_drain, args=of, daemon=True) for of in pipes]
         for reader in self._readers:
             reader.start()
 
     @property
     def ended(self) -> bool:
-        """Say whether it is over, however that came."""
-        return self._process.poll() is not None and not self._readers[0].is_alive()
+        """Say whether it is over, however that came; what else holds its pipe is not waited for."""
+        if self._process.poll() is None:
+            return False
+        self._gone = self._gone or time.monotonic()
+        return not self._readers[0].is_alive() or time.monotonic() > self._gone + GRACE_S
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send it a line; one that has ended hears nothing."""
@@ -114,7 +122,8 @@ class ChildLoad:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             end(self._process)
-            message = f"{self._name} was still running after {timeout:g} s and was ended{self._said()}"
+            gone = "was ended" if self._process.poll() is not None else UNKILLABLE
+            message = f"{self._name} was still running after {timeout:g} s and {gone}{self._said()}"
             raise Unmeasurable(message) from None
         return self.stop()
 
@@ -126,7 +135,7 @@ class ChildLoad:
         for reader in self._readers:
             reader.join(GRACE_S)
         if self._process.poll() is None:
-            self._flaw = self._flaw or "cannot be killed: it hangs in the driver; restart the machine"
+            self._flaw = self._flaw or UNKILLABLE
         if reason := self._flaw or self._death(status):
             message = f"{self._name} {reason}"
             raise Unmeasurable(message)
@@ -165,6 +174,14 @@ class ChildLoad:
         with contextlib.suppress(OSError, ValueError):
             while line := pipe.readline(LONGEST_LINE):
                 self._words.append(line)
+
+
+def _drain(read: Callable[[IO[str]], None], pipe: IO[str]) -> None:
+    """Read a pipe to its end and close it; nobody else may, for closing waits for whoever reads."""
+    try:
+        read(pipe)
+    finally:
+        _close(pipe)
 
 
 def _record(line: str) -> Record | None:

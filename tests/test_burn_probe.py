@@ -113,7 +113,7 @@ def verdict(profile, outcome):
     """Return what the judge says of an outcome."""
     line = profile.lines[outcome.metric]
     metric = next(metric for metric in burnt.ALONE.all() if metric.id == outcome.metric)
-    return judge(outcome, line, metric, profile.card.rates().get("fp16"), profile.card)
+    return judge(outcome, line, metric, profile.card.rates().get(metric.rate), profile.card)
 
 
 # a load that dies, or never begins ------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def legs(loads, clock, longest, *, rising=lambda _: True, seconds=30):
     """Wait for loads as the burn does, with a guard that says whether a card grows hotter."""
     params = {"seconds": seconds, "longest_seconds": longest}
     where = SimpleNamespace(world=SimpleNamespace(clock=clock), params=params)
-    burn._until_flat(where, SimpleNamespace(loads=loads, look=lambda: None, rising=rising))
+    burn._until_flat(where, SimpleNamespace(loads=loads, look=lambda: None, rising=rising, ends=lambda _: {}))
 
 
 @pytest.mark.parametrize("thinks", [0.0, 5.0])

@@ -245,9 +245,52 @@ def test_a_clean_product_is_the_same_in_every_place(seed):
     assert detector.moved_flaw(0.0) == ""
 
 
-def test_a_library_that_sums_in_another_order_elsewhere_is_no_fault():
-    """Where a large share of the elements comes out otherwise, the comparison says nothing of the chip."""
-    assert detector.moved_flaw(0.3) == ""
+def in_another_order_from(row):
+    """Return a product that sums from the other end in the rows from `row` on, as the last tiles of a library may."""
+    return lambda a, b: np.concatenate([right(a[:row], b), right(a[row:, ::-1], b[::-1])])
+
+
+@FAST
+@given(seed=SEEDS, row=st.sampled_from([1, 12, ROWS - 1]), kind=st.sampled_from(["fp16", "fp32"]))
+def test_a_library_that_sums_in_another_order_elsewhere_is_no_fault(seed, row, kind):
+    """However few or many elements are summed in another order there: with exact sums all come out alike."""
+    a, b = inputs(seed, kind)
+    product = in_another_order_from(row)
+    golden = product(a, b)
+    assert kind == "fp16" or detector.differing(np, right(a, b), golden)
+    assert detector.moved(np, product, a, b, golden) == 0.0
+
+
+@FAST
+@given(place=PLACES, bit=st.integers(0, 15))
+def test_a_fault_shows_behind_another_order(place, bit):
+    """Where a library sums in another order, a bit that is turned over in one place still shows in two."""
+    a, b = inputs(0)
+    sums = in_another_order_from(ROWS // 2)
+
+    def product(a, b):
+        return flipped(sums(a, b), *place, bit)
+
+    assert detector.moved(np, product, a, b, product(a, b)) in {1 / ROWS**2, 2 / ROWS**2}
+
+
+def test_a_large_error_counts_even_where_exact_sums_do_not_show_it():
+    """A fault that only some numbers wake is told from another order by what it did to the golden."""
+    a, b = inputs(0)
+    assert detector.moved(np, right, a, b, flipped(GOLDEN, 3, 5, 14)) == 1 / ROWS**2
+
+
+def cut_to_tf32(matrix):
+    """Return a matrix without the last 13 bits of its mantissa, cut and not rounded."""
+    return (matrix.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_inputs_that_a_tensor_core_cuts_to_tf32_are_no_fault():
+    """Cutting makes every product smaller: an error that grows with the result, and FP32's bound does not take."""
+    a = np.random.default_rng(0).standard_normal((16, 4096)).astype(np.float32)
+    product = cut_to_tf32(a) @ cut_to_tf32(a.T)
+    assert detector.golden_flaw(np, "tf32", a, a.T, product, step=1) == ""
+    assert "differ from float64" in detector.golden_flaw(np, "fp32", a, a.T, product, step=1)
 
 
 # four detectors, four faults ------------------------------------------------------------------------

@@ -62,12 +62,12 @@ def golden(seed=0, checksum=77, flaw=""):
 
 def batch(t=0.0, **other):
     """Return the record of a checked batch."""
-    return {"kind": "batch", "t": t, "seconds": 0.1, "tflop": 16.0, "wrong": 0, "checked": 15, **other}
+    return {"kind": "batch", "t": t, "seconds": 0.1, "tflop": 16.0, "wrong": 0, "checked": 15, "products": 15, **other}
 
 
 def whole(*timed):
     """Return the records of a burn of 60 s that went well: a batch and a bitwise comparison each second."""
-    timed = timed or [batch(float(t), seconds=1.0, elements=0, checked=2) for t in range(60)]
+    timed = timed or [batch(float(t), seconds=1.0, elements=0, checked=2, products=2) for t in range(60)]
     return [{"kind": "device", "uuid": OWN.uuid}, golden(), rehearsal(), *timed, {"kind": "end"}]
 
 
@@ -120,15 +120,15 @@ def test_cards_are_compared_seed_by_seed():
 
 
 def test_a_window_with_small_gaps_is_a_reading():
-    """One sample in ten may be missing."""
-    taken = [s for i, s in enumerate(samples()) if i % 12]
-    assert len(seen(taken).values("temperature")) == len(taken) == 275
+    """NVML may take its time on many busy cards: every second sample is enough."""
+    taken = [s for i, s in enumerate(samples()) if i % 2]
+    assert len(seen(taken).values("temperature")) == len(taken) == 150
 
 
 def test_a_window_with_large_gaps_is_none():
     """With more missing than that, the reason says how many there were."""
-    taken = [s for i, s in enumerate(samples()) if i % 8]
-    with pytest.raises(Unmeasurable, match="no temperature of gpu0 in the window: 262 samples where 299 were due"):
+    taken = [s for i, s in enumerate(samples()) if i % 3 == 1]
+    with pytest.raises(Unmeasurable, match="no temperature of gpu0 in the window: 100 samples where 299 were due"):
         seen(taken).values("temperature")
 
 
@@ -286,7 +286,8 @@ def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
         ([*whole(), golden(1), rehearsal(1, clean_passes=1)], "rehearsed errors: clean_passes$"),
         ([r for r in whole() if r["kind"] != "end"], "the burn did not reach its end"),
         ([*whole(), golden(1), rehearsal(2)], "a golden result was not rehearsed with its own seed"),
-        (whole(*(batch(t, seconds=1.0, elements=0, checked=int(t != 30)) for t in range(60))), "not every batch"),
+        (whole(*(batch(t, seconds=1.0, elements=0, checked=int(t != 30)) for t in range(60))), "not every product"),
+        (whole(*(batch(t, seconds=1.0, elements=0, products=15 + (t == 30)) for t in range(60))), "not every product"),
         (whole(*(batch(t, seconds=1.0) for t in range(60))), "0 bitwise comparisons in 60 s"),
         (
             whole(*(batch(t, seconds=1.0) | ({} if t % 3 else {"elements": 0}) for t in range(60))),
@@ -641,6 +642,18 @@ def test_a_flawed_burn_proves_wrong_products_and_nothing_else():
     assert all(isinstance(o, NotMeasured) for o in outcomes.values())
 
 
+def test_a_garbled_record_does_not_hide_what_was_proven_wrong():
+    """A batch that took no time makes the burn worthless, and the wrong products of the others stay wrong."""
+    records = whole(*(batch(t, seconds=1.0, wrong=int(t < 3)) for t in range(59)), batch(59.0, seconds=None))
+    garbled = burn._burnt(OWN, records, samples(), PERIOD)
+    value, proof, note = burnt.errors(garbled)
+    assert (value, proof) == (3, None)
+    assert note.startswith("3 batches of 3 held a wrong product")
+    assert isinstance(burn._burnt(OWN, whole(batch(0.0, seconds=None)), samples(), PERIOD), NotMeasured)
+    other = [{"kind": "device", "uuid": "GPU-other"}, *records[1:]]
+    assert isinstance(burn._burnt(OWN, other, samples(), PERIOD), NotMeasured)
+
+
 # worlds ---------------------------------------------------------------------------------------------------
 
 SMALL = {"seconds": 6, "period_s": PERIOD, "cool_down_seconds": 0, "warmup_seconds": 1, "samples": 3,
@@ -827,14 +840,24 @@ def test_a_load_that_writes_nothing_gives_no_reading(two, healthy, name):
     assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Measurement)]
 
 
-@pytest.mark.parametrize("name", ["gpu.links", "gpu.gemm"])
-def test_a_card_that_was_idle_meanwhile_has_no_rate_and_no_link(two, healthy, name):
+def test_a_card_that_was_idle_meanwhile_has_no_rate(two, healthy):
     """Records of a load prove nothing while the card's own utilisation says that it rested."""
-    records = copy.deepcopy(healthy[name])
+    records = copy.deepcopy(healthy["gpu.gemm"])
     for one in first(records, "telemetry"):
         one["utilisation"] = 0
-    metric = {"gpu.links": "gpu.pcie.gen", "gpu.gemm": "gpu.gemm.fp16"}[name]
-    assert not isinstance(replayed(two, name, records).get((metric, "gpu0")), Measurement)
+    assert not isinstance(replayed(two, "gpu.gemm", records).get(("gpu.gemm.fp16", "gpu0")), Measurement)
+
+
+def test_a_link_is_looked_at_only_while_copies_run(two, healthy):
+    """Copies do not count as utilisation; a sample taken between two of them shows nothing of a busy link."""
+    records = copy.deepcopy(healthy["gpu.links"])
+    for one in first(records, "telemetry"):
+        one["utilisation"] = 0
+    assert replayed(two, "gpu.links", records)["gpu.pcie.gen", "gpu0"].value == 4
+    for one in first(records, "copies"):
+        if one["kind"] == "copy" and one is not [r for r in first(records, "copies") if r["kind"] == "copy"][-1]:
+            one["seconds"] = 0.01
+    assert not isinstance(replayed(two, "gpu.links", records).get(("gpu.pcie.gen", "gpu0")), Measurement)
 
 
 def test_cards_that_disagree_have_wrong_results(two, healthy):

@@ -1,5 +1,6 @@
 """The guard of a burn: it ends loads before a card shuts down, and when a card is not seen any more."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,8 @@ def guard(*degrees, shutdown=95, fact=None, ended=False, now=None):
         world=SimpleNamespace(clock=clock, nvml=lambda: nvml(shutdown)), profile=SimpleNamespace(card=facts)
     )
     cards = {"gpu0": Card("gpu0", "GPU-0", "01", None)}
-    return Guard(site, cards, {"gpu0": SimpleNamespace(ended=ended)}, SimpleNamespace(records=samples))
+    built = Guard.over(site, cards, {"gpu0": SimpleNamespace(ended=ended)}, SimpleNamespace(records=samples))
+    return replace(built, since=0.0)
 
 
 def test_a_card_in_its_range_burns_on():

@@ -32,7 +32,9 @@ class Told(SimWorld):
             if script != "telemetry":
                 yield load
             else:
-                yield SimpleNamespace(stop=lambda: [self.changed(dict(sample)) for sample in load.stop()])
+                yield SimpleNamespace(
+                    records=load.records, stop=lambda: [self.changed(dict(sample)) for sample in load.stop()]
+                )
 
 
 class Virtual(Told):
@@ -109,14 +111,14 @@ def test_ports_that_name_each_other_end_the_walk(two):
 
 
 def test_a_healthy_link_states_its_hops_and_its_load(two):
-    """Generation and width of the order; what was looked at, that all agree, and that the card was busy meanwhile."""
+    """Generation and width of the order; what was looked at, that all agree, and that copies ran meanwhile."""
     seen = measured(site(two))
     assert (seen["gen"].value, seen["width"].value, seen["idle_gen"].value) == (4, 16, 1)
     for metric in ("gen", "width"):
         conditions = seen[metric].conditions
         assert conditions["hops"] == f"{OWN}, {PORT}"
         assert (conditions["worst_hop"], conditions["transitions"]) == ("all alike", 0)
-        assert conditions["proof_of_load"].startswith("gpu0 busy in 100%")
+        assert "samples were taken while copies ran, " in conditions["proof_of_load"]
         assert seen[metric].samples >= 30
 
 
@@ -180,14 +182,6 @@ def test_nvml_alone_is_said_to_be_alone(two):
     seen = measured(where)
     assert (seen["gen"].value, seen["width"].value) == (4, 16)
     assert "in a virtual machine: NVML, and nothing of the links above" in seen["width"].note
-
-
-def test_a_card_that_was_idle_has_no_link_under_load(two):
-    """Copies prove nothing while the card's own utilisation says that it rested."""
-    where = site(two)
-    where.world.changed = lambda sample: sample | {"utilisation": 0}
-    with pytest.raises(Unmeasurable, match="the load did not reach gpu0"):
-        measured(where)
 
 
 def test_the_generation_at_idle_is_read_before_the_load_begins(two):

@@ -193,6 +193,23 @@ def test_a_setting_unread_at_either_end_is_no_proof_that_nothing_changed(site):
     assert (outcome.value, outcome.note) == (False, "power limit 300 W -> 250 W")
 
 
+@pytest.mark.parametrize("name", ["power limit", "VBIOS", "UUID"])
+def test_what_every_card_tells_and_this_one_does_not_is_no_proof_that_nothing_changed(site, monkeypatch, name):
+    """Not supported at both ends is equal and shows nothing; another setting that differs is proven all the same."""
+
+    def refuse(nvml, _handle):
+        raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setitem(state.SETTINGS, name, refuse)
+    where = site()
+    before = state.settings(where)
+    reason = only(state.unchanged(replace(where, before=before))).reason
+    assert reason == f"settings could not be read, {name} is not supported"
+    part(where).persistence = False
+    outcome = only(state.unchanged(replace(where, before=before)))
+    assert (outcome.value, outcome.note) == (False, "persistence mode on -> off")
+
+
 def test_a_switch_that_waits_for_a_reset_is_told(site):
     """ECC that is switched off behind a run's back shows before the reset that makes it so."""
     nvml = SimpleNamespace(NVML_FEATURE_ENABLED=1, nvmlDeviceGetEccMode=lambda _: [1, 0])
@@ -302,16 +319,28 @@ def test_a_process_that_computes_and_draws_is_one(site):
     assert (list(seen.foreign), list(seen.others), seen.unexplained_mib) == ([4700], [9], 0)
 
 
-def test_a_process_that_does_not_tell_its_memory_may_have_all_that_is_in_use(site):
-    """What it has is unknown, so nothing is left that only a hidden one could have."""
+def test_a_process_that_does_not_tell_its_memory_explains_none(site):
+    """What it has is unknown, so much memory in use may be that of somebody who is not listed."""
     seen = state.users(listing(site(desktop_mib=9000), Compute=[], Graphics=[(1800, None)]))
-    assert (seen.hidden, seen.outcome(site(), state.AFTER).value) == (False, 0)
+    reason = seen.outcome(site(), state.AFTER).reason
+    assert reason.startswith("9000 MiB of memory is in use on gpu0, and NVML lists nobody who has it: ")
+    little = state.users(listing(site(desktop_mib=256), Compute=[], Graphics=[(1800, None)]))
+    assert little.outcome(site(), state.AFTER).value == 0
+
+
+def test_memory_in_use_that_nobody_tells_leaves_an_empty_list_without_proof(site):
+    """A list alone may hide some: empty or with a desktop it is no zero, and whoever computes in it is proven."""
+    untold = {"nvmlDeviceGetMemoryInfo": NVML.NVML_ERROR_FUNCTION_NOT_FOUND}
+    for parameters in ({}, {"desktop_mib": 300}):
+        for outcome in counted(refusing(site(**parameters), **untold)).values():
+            assert outcome.reason.startswith("an unknown amount of memory is in use on gpu0, and NVML lists nobody")
+    assert [o.value for o in counted(refusing(site(foreign_mib=512), **untold)).values()] == [1, 1]
 
 
 def test_an_empty_list_beside_memory_in_use_proves_nothing(site):
     """A container hides processes, not what they have: neither end is then zero."""
     for outcome in counted(site(foreign_mib=20480, processes_hidden=True)).values():
-        assert outcome.reason.startswith("20480 MiB are in use on gpu0, and NVML lists nobody who has them")
+        assert outcome.reason.startswith("20480 MiB of memory is in use on gpu0, and NVML lists nobody who has it")
     assert counted(site(foreign_mib=256, processes_hidden=True))["gpu.processes.after"].value == 0
 
 

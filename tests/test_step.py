@@ -277,7 +277,7 @@ def test_a_golden_result_that_nobody_confirms_makes_all_products_wrong(two):
         ("rehearsal", {"nan_by_checksum": False}, "rehearsed errors not found"),
         ("rehearsal", {"kind": "?"}, "was not rehearsed"),
         ("end", {"kind": "?"}, "did not reach their end"),
-        ("batch", {"checked": 0}, "not every step was checked"),
+        ("batch", {"checked": 0}, "not every product was checked"),
         ("device", {"uuid": "GPU-X"}, "CUDA's order is not NVML's"),
         ("batch", {"wrong": None}, "which is no amount"),
     ],

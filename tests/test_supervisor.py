@@ -171,25 +171,46 @@ def test_nothing_that_a_load_started_outlives_its_block():
     soon_gone(running.records[1]["pid"])
 
 
-def test_a_load_that_cannot_be_killed_does_not_hold_up_the_run(monkeypatch):
-    """A process that hangs in the driver ignores SIGKILL; the run says so and goes on."""
+@pytest.fixture
+def unkillable(monkeypatch):
+    """Have no signal end a process, as when it waits for a hung driver, and wait little for it."""
+    monkeypatch.setattr(supervisor, "KILL_S", 0.1)
+    monkeypatch.setattr(supervisor, "_family", lambda _: [])
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    left = []
+    yield left
+    monkeypatch.undo()
+    for process in left:
+        process.kill()
+        process.wait()
+
+
+def test_a_load_that_cannot_be_killed_does_not_hold_up_the_run(unkillable):
+    """A process that hangs in the driver ignores SIGKILL and keeps its pipes; the run says so and goes on."""
     with load("time.sleep(1000)") as running:
-        real = running._process
-        running._process = Unkillable(real)
-        monkeypatch.setattr(supervisor, "end", lambda _: None)
-        with pytest.raises(Unmeasurable, match="cannot be killed: it hangs in the driver"):
+        unkillable.append(running._process)
+        after_first(running)
+        with pytest.raises(
+            Unmeasurable, match=r"still running after 0\.1 s and cannot be killed: it hangs in the driver"
+        ):
+            running.finish(timeout=0.1)
+        with pytest.raises(Unmeasurable, match="cannot be killed"):
             running.stop()
-        monkeypatch.undo()
 
 
-class Unkillable:
-    """A process that never ends."""
-
-    def __init__(self, real):
-        self.real, self.pid = real, real.pid
-
-    def poll(self):
-        """Run for ever."""
+def test_a_helper_that_keeps_the_pipe_does_not_hold_up_the_run(monkeypatch):
+    """A load that ended well has ended, also when something that it left behind still holds its output."""
+    code = """
+        import subprocess
+        p = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        print(json.dumps({"pid": p.pid}), flush=True)
+    """
+    with load(code) as running:
+        records = running.finish(timeout=30)
+        while not running.ended:
+            time.sleep(0.01)
+    assert [set(record) for record in records] == [{"n"}, {"pid"}]
+    os.kill(records[1]["pid"], signal.SIGKILL)
 
 
 def test_ending_gives_up_on_a_process_that_does_not_go(monkeypatch):

@@ -150,6 +150,21 @@ def test_what_a_card_does_not_support_is_named_and_never_zero(world):
     assert second["failed"] == {}
 
 
+@pytest.mark.parametrize(
+    ("driver", "known"),
+    [("570.172.08", False), ("580.65.06", False), ("580.82.07", True), ("580.105.08", True), ("610.43", True)],
+)
+def test_a_driver_to_which_the_numbers_mean_something_else_gives_no_time_of_slowing(world, driver, known):
+    """Before 580.82 the same numbers are settings of power smoothing: a constant would look like no slowing."""
+    world.machine.host.driver = driver
+    ((first, _),) = polled(world, 1)
+    unread = set() if known else {"sw_thermal_ns", "hw_thermal_ns", "brake_ns", "throttle_ns"}
+    assert first["failed"].keys() == unread
+    assert all(reason.startswith(f"driver {driver} has no time") for reason in first["failed"].values())
+    assert not unread & first.keys()
+    assert first["power_cap_ns"] == 0
+
+
 def test_all_fields_are_asked_for_in_one_call(world, monkeypatch):
     """A sample costs one call for all field values, however many there are."""
     nvml = binding(world.machine)

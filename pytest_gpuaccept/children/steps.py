@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pytest_gpuaccept.children import detector
 from pytest_gpuaccept.children.compute import Arithmetic, Clock, Proven, Record, Script, prove, start
 
-KIND = "fp16"
+KIND = "burn"
+"""The kind whose batches hold every result: the products right after a step are what this load is about."""
 
 
 def steps(gpu: Arithmetic, clock: Clock, *, count: int, on_s: float, off_s: float) -> Script:
@@ -31,14 +32,15 @@ def steps(gpu: Arithmetic, clock: Clock, *, count: int, on_s: float, off_s: floa
 
 def _step(gpu: Arithmetic, clock: Clock, proven: Proven, step: int, until: float) -> Iterator[Record]:
     """Compute until a time, at least once."""
-    began, seconds, tflop, batches, wrong, checked = clock.monotonic(), 0.0, 0.0, 0, 0, 0
+    began, seconds, tflop, batches, products, wrong, checked = clock.monotonic(), 0.0, 0.0, 0, 0, 0, 0
     while not batches or clock.monotonic() < until:
         batch = gpu.batch(KIND, proven.a, proven.b)
         sums = detector.checksums(gpu.xp, [result for result, _ in batch.results])
         wrong += sum(found != proven.checksum for found in sums)
         seconds, tflop = seconds + batch.seconds, tflop + batch.tflop
+        products += sum(count for _, count in batch.results)
         batches, checked = batches + 1, checked + len(sums)
     yield {
         "kind": "batch", "step": step, "t": began, "seconds": seconds, "tflop": tflop, "batches": batches,
-        "wrong": wrong, "checked": checked,
+        "wrong": wrong, "checked": checked, "products": products,
     }  # fmt: skip

@@ -87,8 +87,11 @@ def _fields(nvml: Any, handle: Any, values: Record, failed: dict[str, str]) -> N
     except nvml.NVMLError as error:
         failed.update(dict.fromkeys([*FIELDS, THROTTLE], str(error)))
         return
+    other = _other_meaning(nvml)
     for (name, (_, unit)), answer in zip(FIELDS.items(), answers, strict=True):
-        if answer.nvmlReturn == nvml.NVML_SUCCESS:
+        if other and name in SLOWING:
+            failed[name] = other
+        elif answer.nvmlReturn == nvml.NVML_SUCCESS:
             values[name] = _number(nvml, answer) * unit
         else:
             failed[name] = str(nvml.NVMLError(answer.nvmlReturn))
@@ -96,6 +99,17 @@ def _fields(nvml: Any, handle: Any, values: Record, failed: dict[str, str]) -> N
         failed[THROTTLE] = missing[0]
     else:
         values[THROTTLE] = sum(values[name] for name in SLOWING)
+
+
+def _other_meaning(nvml: Any) -> str:
+    """Return why the fields of SLOWING are something else to this driver, or may be; '' when they are not."""
+    try:
+        version = str(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError as error:
+        return str(error)
+    if tuple(int(part) for part in re.findall(r"[0-9]{1,6}", version)[:2]) >= NUMBERED_SINCE:
+        return ""
+    return f"driver {version} has no time of slowing under its present number: install 580.82 or later"
 
 
 def _number(nvml: Any, answer: Any) -> float:
@@ -158,6 +172,8 @@ reasons (SW_POWER_CAP, SW_THERM_SLOWDOWN, HW_THERM_SLOWDOWN, HW_POWER_BRAKE_SLOW
 Numbers, not the binding's names: older bindings lack the three last or number them 251 to 253, and the driver
 decides what a number means.
 """
+NUMBERED_SINCE = 580, 82
+"""Driver from which on the three last have these numbers; from 575 to 580.65 they are settings of power smoothing."""
 SLOWING = ("sw_thermal_ns", "hw_thermal_ns", "brake_ns")
 """Time that counts as slowing; the power cap's is what a loaded card does."""
 THROTTLE = "throttle_ns"

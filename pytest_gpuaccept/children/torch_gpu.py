@@ -90,7 +90,10 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Windows between two CUDA events; the host waits at the end alone."""
+    """Windows between two CUDA events; the host waits at the end alone, asleep.
+
+    A host that spins is set aside where all CPUs are loaded, and its GPU rests until its turn comes.
+    """
 
     def __init__(self, cuda: Any) -> None:
         """Take `torch.cuda`."""
@@ -99,7 +102,7 @@ class CudaTimer:
     def run(self, *queues: Queue, spin: bool = False) -> float:
         """Run one queue on the current stream, and a second one beside it; return seconds until both end."""
         cuda, main = self._cuda, self._cuda.current_stream()
-        began, ended = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        began, ended = (cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         if spin and (sleep := getattr(cuda, "_sleep", None)):
             sleep(SPIN_CYCLES)
         began.record()

@@ -3,9 +3,7 @@
 Owns how they are run: together, watched, from rest, and for how long. Must not judge.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -39,20 +37,18 @@ from pytest_gpuaccept.probes.burnt import (
 from pytest_gpuaccept.probes.cards import (
     FULL_TIME,
     Card,
-    all_ready,
+    Window,
     batches,
-    ended,
     usable_cards,
     window,
 )
 from pytest_gpuaccept.probes.guard import Guard
+from pytest_gpuaccept.probes.together import run_together
 from pytest_gpuaccept.world import Load, Record
 
 PAUSE_S = 2.0
 """Seconds between two batches that a new seed may take, its golden result proven."""
 COOL_C_PER_S = 0.05
-READY_S = 300.0
-"""Seconds that loading torch from a cold disk, a CUDA context and a golden result may take on all cards."""
 GRACE_S = 120.0
 ANSWER_S = 0.2
 """Seconds between two looks at a burn that may wait for an answer: its card rests meanwhile."""
@@ -91,13 +87,14 @@ def combined(site: Site) -> Iterator[Outcome]:
             yield from values(site, COMBINED, burnt)
 
 
-def _load_cpus(site: Site, done: list[cpu.Loaded | Unmeasurable], guard: Guard) -> None:
+def _load_cpus(site: Site, done: list[cpu.Loaded | Unmeasurable], guard: Guard) -> Mapping[str, str]:
     """Load all CPUs and put into `done` what that showed, or why it did not; raises Unmeasurable with that reason."""
     try:
         done.append(cpu.load_all(site, int(site.params["seconds"]), guard.look))
     except Unmeasurable as error:
         done.append(error)
         raise
+    return guard.wait(GRACE_S)
 
 
 def _cpu_errors(site: Site, load: cpu.Loaded | Unmeasurable, all_burnt: Sequence[Burnt | NotMeasured]) -> Outcome:
@@ -167,40 +164,16 @@ def _absent(reason: NotMeasured, metrics: Sequence[Metric]) -> Iterator[Outcome]
         yield NotMeasured(metric.id, reason.device, reason.reason)
 
 
-def _burn(site: Site, of: Metrics, meanwhile: Callable[[Guard], object]) -> list[Burnt | NotMeasured]:
-    """Burn every card of the profile at once; return each one's burn, or why there is none.
-
-    `meanwhile` has the time in which they burn; when it raises Unmeasurable, what still runs is ended.
-    """
-    clock, period = site.world.clock, float(site.params["period_s"])
-    found, absent = usable_cards(site)
+def _burn(site: Site, of: Metrics, meanwhile: Callable[[Guard], Mapping[str, str]]) -> list[Burnt | NotMeasured]:
+    """Burn every card of the profile at once; return each one's burn, or why there is none."""
+    period, (found, absent) = float(site.params["period_s"]), usable_cards(site)
     cool_down(site, found, float(site.params["cool_down_seconds"]))
     job = {"seconds": int(site.params["seconds"]), "open_ended": bool(site.params.get("longest_seconds"))}
-    watched = {"uuids": [c.uuid for c in found.values()], "period_s": period}
-    with site.world.start("telemetry", watched) as watch:
-        with ExitStack() as stack:
-            loads = {
-                device: stack.enter_context(site.world.start("burn", {"uuid": c.uuid, **job}))
-                for device, c in found.items()
-            }
-            at, died = all_ready(loads, clock, READY_S)
-            ready = {device: load for device, load in loads.items() if device not in died}
-            guard = Guard(site, {device: found[device] for device in ready}, ready, watch)
-            try:
-                clock.sleep(max(0.0, at - clock.monotonic()))
-                meanwhile(guard)
-                died |= guard.wait(GRACE_S)
-            except Unmeasurable as error:
-                died |= guard.ends(str(error))
-        samples, blind = ended(watch)
-    died = dict.fromkeys(loads if blind else (), blind) | died
-    records = {device: load.records for device, load in loads.items()}
-    for name, lines in {"telemetry": samples, **records}.items():
-        site.attach(f"{of.prefix}: {name}", "\n".join(json.dumps(record) for record in lines))
-    minority = outvoted(records)
-    burnt = {device: _burnt(found[device], records[device], samples, period) for device in records}
+    ran = run_together(site, of.prefix, found, "burn", job, watched={"period_s": period}, meanwhile=meanwhile)
+    minority = outvoted(ran.records)
+    burnt = {device: _burnt(own, ran.records[device], ran.samples, period) for device, own in found.items()}
     return [
-        _marked(burnt[device], died.get(device, ""), outvoted=device in minority)
+        _marked(burnt[device], ran.died.get(device, ""), outvoted=device in minority)
         if device in burnt
         else NotMeasured("", device, absent[device])
         for device in site.profile.devices.get("gpu", ())
@@ -214,8 +187,10 @@ def _marked(burnt: Burnt | NotMeasured, died: str, *, outvoted: bool) -> Burnt |
     return replace(burnt, outvoted=outvoted, flaw=died)
 
 
-def _until_flat(site: Site, guard: Guard) -> None:
-    """Wait until the burn is over; one that is open-ended goes on leg by leg until no card grows hotter.
+def _until_flat(site: Site, guard: Guard) -> Mapping[str, str]:
+    """Wait until the burn is over, and return which loads ended badly, and why.
+
+    One that is open-ended goes on leg by leg until no card grows hotter.
 
     Raises Unmeasurable when the guard stops it, or when a leg outlasts its time.
     """
@@ -235,6 +210,7 @@ def _until_flat(site: Site, guard: Guard) -> None:
             message = f"the burn was still running after {clock.monotonic() - began:.0f} s of {leg:.0f} s and was ended"
             raise Unmeasurable(message)
         clock.sleep(ANSWER_S)
+    return guard.ends("")
 
 
 def _asks(load: Load, answered: int) -> bool:
@@ -248,7 +224,17 @@ def _burnt(card: Card, records: Sequence[Record], samples: Sequence[Record], per
         began, ended = timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"]
         return Burnt(card, records, timed, window(card, samples, began, ended, period))
     except Unmeasurable as error:
-        return NotMeasured("", card.device, str(error))
+        wrong = _proven_wrong(card, records)
+        nothing = Window(card.device, (), 0.0, 0.0, period)
+        return Burnt(card, records, wrong, nothing) if wrong else NotMeasured("", card.device, str(error))
+
+
+def _proven_wrong(card: Card, records: Sequence[Record]) -> list[Record]:
+    """Return the batches of a card that hold a wrong product, whatever else of what its load wrote is unusable."""
+    if [record.get("uuid") for record in records if record.get("kind") == "device"] != [card.uuid]:
+        return []
+    stated = [r for r in records if r.get("kind") == "batch" and isinstance(r.get("wrong"), int) and r["wrong"] > 0]
+    return [{"checked": 1, **record} for record in stated]
 
 
 def cool_down(site: Site, found: Mapping[str, Card], longest_s: float) -> None:

@@ -5,7 +5,6 @@ Owns how records of copies become rates, paths and counts of wrong bytes. Must n
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median, stdev
 from typing import Any
@@ -14,9 +13,10 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.cards import FULL_TIME, Card, all_ready, amount, batches, usable, usable_cards
+from pytest_gpuaccept.probes.cards import Card, amount, batches, usable, usable_cards
+from pytest_gpuaccept.probes.together import keep, run_together
 from pytest_gpuaccept.profile import Scalar
-from pytest_gpuaccept.world import Load, Record
+from pytest_gpuaccept.world import Record
 
 
 def shared_uplink(inputs: Inputs) -> Measurement:
@@ -67,8 +67,12 @@ P2P_STATUS = {
     4: "disabled by registry key", 5: "not supported", 6: "unknown",
 }  # fmt: skip
 """NVML_P2P_STATUS_* -> what it says (nvml.h)."""
-READY_S, GRACE_S = 300.0, 300.0
-"""Seconds for torch from a cold disk and pinned buffers; seconds that a load may take besides what was asked."""
+GRACE_S = 300.0
+"""Seconds that a load may take besides what was asked: torch from a cold disk, pinned buffers."""
+AT_ONCE = 0.8
+"""Share of their time in which all copies must overlap: whole copies are timed, and the slowest of eight against the
+fastest differs by some percent."""
+PERIOD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Copied:
 
 def copy(site: Site) -> Iterator[Outcome]:
     """Copy within the GPU, to it and from it, pinned and pageable; every byte compared."""
-    copied = _alone(site, usable(site, site.device), list(COPIES))
+    copied = _alone(site, usable(site, site.device), list(COPIES), "gpu.copy")
     yield _wrong_bytes(site, COPY_ERRORS, copied, list(COPIES))
     for way, metric in COPIES.items():
         yield _rate(site, metric, copied, way)
@@ -109,7 +113,7 @@ def peer(site: Site) -> Iterator[Outcome]:
     access = _access(site, first, second)
     yield access
     way = f"peer:{second.uuid}"
-    copied = replace(_alone(site, first, [way]), device=site.device)
+    copied = replace(_alone(site, first, [way], "gpu_pair.peer"), device=site.device)
     yield _wrong_bytes(site, PAIR_ERRORS, copied, [way])
     stated, flaw, note = _path(copied.of(way), access)
     reason = flaw if copied.of(way) else copied.flaw or flaw
@@ -141,44 +145,42 @@ def _path(timed: Sequence[Record], access: Outcome) -> tuple[str, str, str]:
     return path, "" if said == OFFERED else flaw, ""
 
 
-def _alone(site: Site, own: Card, ways: Sequence[str]) -> Copied:
-    with site.world.start("copies", _job(site, own, ways)) as load:
-        return _finished(own, load, len(ways) * (int(site.params["samples"]) + 1) * _seconds(site) + GRACE_S)
+def _alone(site: Site, own: Card, ways: Sequence[str], name: str) -> Copied:
+    timeout, death = len(ways) * (int(site.params["samples"]) + 1) * _seconds(site) + GRACE_S, ""
+    with site.world.start("copies", {"uuid": own.uuid, **_job(site, ways)}) as load:
+        try:
+            load.finish(timeout=timeout)
+        except Unmeasurable as error:
+            death = str(error)
+        finally:
+            keep(site, name, {site.device: load.records})
+    return _finished(own, load.records, death)
 
 
 def _seconds(site: Site) -> float:
     return float(site.params["sample_seconds"])
 
 
-def _job(site: Site, own: Card, ways: Sequence[str]) -> dict[str, Any]:
-    samples = int(site.params["samples"])
-    return {"uuid": own.uuid, "kinds": list(ways), "samples": samples, "sample_s": _seconds(site)}
+def _job(site: Site, ways: Sequence[str]) -> dict[str, Any]:
+    return {"kinds": list(ways), "samples": int(site.params["samples"]), "sample_s": _seconds(site)}
 
 
 def _at_once(site: Site, ways: Sequence[str]) -> list[Copied]:
     """Return what every ordered GPU copied, all on one schedule; one that cannot copy is among them with its reason."""
     every = float(site.params["every_seconds"])
     found, refused = usable_cards(site)
-    with ExitStack() as stack:
-        loads = {
-            device: stack.enter_context(site.world.start("copies", {**_job(site, own, ways), "together": every}))
-            for device, own in found.items()
-        }
-        _, left = all_ready(loads, site.world.clock, READY_S)
-        end = site.world.clock.monotonic() + len(ways) * (int(site.params["samples"]) + 1) * every + GRACE_S
-        done = [
-            _finished(found[device], load, max(0.0, end - site.world.clock.monotonic()), left.get(device, ""))
-            for device, load in loads.items()
-        ]
+    seconds = len(ways) * (int(site.params["samples"]) + 1) * every
+    job = {**_job(site, ways), "together": every}
+    ran = run_together(
+        site, "gpu.copy_all", found, "copies", job,
+        watched={"period_s": PERIOD_S}, meanwhile=lambda guard: guard.wait(seconds + GRACE_S),
+    )  # fmt: skip
+    done = [_finished(own, ran.records[device], ran.died.get(device, "")) for device, own in found.items()]
     return done + [Copied(device, (), (), reason) for device, reason in refused.items()]
 
 
-def _finished(own: Card, load: Load, timeout: float, death: str = "") -> Copied:
-    """Return what a load copied until its end, also when it died, or was left behind for the reason `death`."""
-    try:
-        records = list(load.records) if death else load.finish(timeout=timeout)
-    except Unmeasurable as error:
-        records, death = list(load.records), str(error)
+def _finished(own: Card, records: Sequence[Record], death: str) -> Copied:
+    """Return what a load copied until its end, also when it died of `death`."""
     here = [record.get("uuid") for record in records if record.get("kind") == "device"] == [own.uuid]
     try:
         return Copied(own.device, records, batches(own, records, "copy"), death)
@@ -246,4 +248,4 @@ def _apart(way: str, everybody: Sequence[Copied]) -> str:
     for moment in zip(*rows, strict=True):
         common += max(0.0, min(ended for _, ended in moment) - max(began for began, _ in moment))
         longest += max(ended - began for began, ended in moment)
-    return "" if common >= FULL_TIME * longest else f"all copied at once for {common:.1f} s of {longest:.1f} s"
+    return "" if common >= AT_ONCE * longest else f"all copied at once for {common:.1f} s of {longest:.1f} s"

@@ -12,6 +12,7 @@ from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import Card, batches, ceiling_tflops, check_lasted, flaws, usable, window
+from pytest_gpuaccept.probes.together import keep
 from pytest_gpuaccept.profile import Scalar
 
 PRODUCTS = {
@@ -49,7 +50,10 @@ def _gemm(site: Site, own: Card, metric: Metric, kind: str) -> Iterator[Outcome]
     job = {"uuid": own.uuid, "kind": kind, "warm_up_s": warm, "seconds": seconds}
     with site.world.start("telemetry", {"uuids": [own.uuid], "period_s": period}) as watch:
         with site.world.start("gemm", job) as load:
-            records = load.finish(timeout=max(warm, LONGEST_WARM_UP_S) + seconds + GRACE_S)
+            try:
+                records = load.finish(timeout=max(warm, LONGEST_WARM_UP_S) + seconds + GRACE_S)
+            finally:
+                keep(site, f"gpu.gemm {kind}", {site.device: load.records})
         samples = watch.stop()
     timed = batches(own, records, "batch")
     check_lasted(site.device, timed, seconds)

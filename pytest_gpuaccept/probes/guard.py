@@ -29,9 +29,20 @@ class Guard:
     cards: Mapping[str, Card]
     loads: Mapping[str, Load]
     watch: Load
+    shutdown_c: Mapping[str, float | None]
+    since: float
+
+    @classmethod
+    def over(cls, site: Site, cards: Mapping[str, Card], loads: Mapping[str, Load], watch: Load) -> "Guard":
+        """Return a guard from now on; thresholds are read here, for a call on a card that is lost may hang."""
+        limits = {device: shutdown_c(site, own) for device, own in cards.items()}
+        return cls(site, cards, loads, watch, limits, site.world.clock.monotonic())
 
     def look(self) -> None:
-        """Raise Unmeasurable when a card under load is too hot, or has lost the sensor that it had."""
+        """Raise Unmeasurable when a card under load is too hot, has lost the sensor that it had, or nobody watches."""
+        if not self.watch.records and self.site.world.clock.monotonic() > self.since + BLIND_S:
+            message = f"stopped: no sensor of any card was read for {BLIND_S:.0f} s"
+            raise Unmeasurable(message)
         late = self._recent(BLIND_S)
         if late is None:
             return
@@ -40,7 +51,7 @@ class Guard:
                 continue
             seen = [s for s in late if s.get("uuid") == own.uuid]
             degrees = [amount(s, "temperature") for s in seen if "temperature" in s]
-            limit = self._shutdown_c(own)
+            limit = self.shutdown_c[device]
             if degrees and limit is not None and max(degrees) >= limit - MARGIN_C:
                 message = f"stopped: {device} reached {max(degrees):.0f} C, and shuts down at {limit:.0f} C"
                 raise Unmeasurable(message)
@@ -101,12 +112,13 @@ class Guard:
     def _had_sensor(self, own: Card) -> bool:
         return any("temperature" in s for s in self.watch.records if s.get("uuid") == own.uuid)
 
-    def _shutdown_c(self, own: Card) -> float | None:
-        """Return the temperature at which the card shuts down by its own word, else by the project's facts."""
-        nvml, card = self.site.world.nvml(), self.site.profile.card
-        try:
-            told = nvml.nvmlDeviceGetTemperatureThreshold(own.handle, nvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
-        except nvml.NVMLError:
-            told = 0
-        known = card.facts.temperature_shutdown_c if card else None
-        return float(told) if told > 0 else known
+
+def shutdown_c(site: Site, own: Card) -> float | None:
+    """Return the temperature in C at which a card shuts down by its own word, else by the project's facts."""
+    nvml, card = site.world.nvml(), site.profile.card
+    try:
+        told = nvml.nvmlDeviceGetTemperatureThreshold(own.handle, nvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
+    except nvml.NVMLError:
+        told = 0
+    known = card.facts.temperature_shutdown_c if card else None
+    return float(told) if told > 0 else known

@@ -15,6 +15,7 @@ from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import Card, Window, batches, check_lasted, usable, window
 from pytest_gpuaccept.probes.events import PCI, normal_address, port_above
+from pytest_gpuaccept.probes.together import keep
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
 
@@ -47,13 +48,25 @@ def links(site: Site) -> Iterator[Outcome]:
     watched = {"uuids": [own.uuid], "period_s": period, "links": {own.uuid: folders(above)}}
     with site.world.start("telemetry", watched) as watch:
         with site.world.start("copies", job) as load:
-            records = load.finish(timeout=seconds + GRACE_S)
+            try:
+                records = load.finish(timeout=seconds + GRACE_S)
+            finally:
+                keep(site, "gpu.links", {"telemetry": watch.records, site.device: load.records})
         samples = watch.stop()
     timed = batches(own, records, "copy")
     check_lasted(site.device, timed, seconds)
     began, ended = timed[0]["t"] + SETTLE_S, timed[-1]["t"] + timed[-1]["seconds"]
-    seen = by_hop(window(own, samples, began, ended, period), above)
-    yield from _worst_of_all(site, seen, above, seen.prove_loaded())
+    seen = by_hop(_while_copying(window(own, samples, began, ended, period), timed), above)
+    moved = sum(record["moved"] for record in timed) / 1e9
+    proof = f"{len(seen.samples)} samples were taken while copies ran, {moved:.0f} GB in all"
+    yield from _worst_of_all(site, seen, above, proof)
+
+
+def _while_copying(seen: Window, timed: Sequence[Record]) -> Window:
+    """Return the samples that were taken while a copy ran: the copy engines do not count as utilisation."""
+    spans = [(record["t"], record["t"] + record["seconds"]) for record in timed]
+    inside = [sample for sample in seen.samples if any(began <= sample["t"] <= ended for began, ended in spans)]
+    return replace(seen, samples=inside)
 
 
 def _idle_generation(site: Site, own: Card) -> Outcome:

@@ -3,10 +3,8 @@
 Owns how the records of the load become values, and when they are none. Must not judge.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -16,8 +14,8 @@ from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.burnt import sensed
-from pytest_gpuaccept.probes.cards import LEAST_S, Card, Window, all_ready, amount, usable_cards, window
-from pytest_gpuaccept.probes.guard import Guard
+from pytest_gpuaccept.probes.cards import LEAST_S, Card, Window, amount, usable_cards, window
+from pytest_gpuaccept.probes.together import run_together
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
 
@@ -27,8 +25,6 @@ GATHER = Metric("gpu.memory.gather", "Indexed gather over the tested memory", "G
 FADE = Metric("gpu.memory.fade_temperature", "Mean temperature while patterns were held", "C", "gpu")
 METRICS = (ERRORS, COVERAGE, GATHER, FADE)
 
-READY_S = 300.0
-"""Seconds that loading torch from a cold disk, claiming and the rehearsal may take on all cards."""
 ROUND_S, GRACE_S = 120.0, 120.0
 """Seconds that the last round and the gather may go on when the time is over, and that ending may take."""
 LEAST_FREE = 0.85
@@ -84,17 +80,10 @@ def _together(site: Site) -> dict[str, Tested | str]:
     p = {name: float(site.params[name]) for name in PARAMS}
     job = {"seconds": p["seconds"], "hold_s": p["hold_seconds"], "share": p["share"]}
     longest = p["seconds"] + len(FADES) * p["hold_seconds"] + ROUND_S + GRACE_S
-    watched = {"uuids": [c.uuid for c in found.values()], "period_s": p["period_s"]}
-    with site.world.start("telemetry", watched) as watch, ExitStack() as stack:
-        loads = {
-            device: stack.enter_context(site.world.start("memory", {"uuid": c.uuid, **job}))
-            for device, c in found.items()
-        }
-        _, left = all_ready(loads, site.world.clock, READY_S)
-        died = Guard(site, found, loads, watch).wait(longest) | left
-    for device, load in loads.items():
-        site.attach(f"memory of {device}", "\n".join(json.dumps(record) for record in load.records))
-    return {**absent, **{d: Tested(c, loads[d].records, watch.records, died.get(d, "")) for d, c in found.items()}}
+    watched = {"period_s": p["period_s"]}
+    ran = run_together(site, "gpu.memory", found, "memory", job, watched=watched, meanwhile=lambda g: g.wait(longest))
+    tested = {d: Tested(c, ran.records[d], ran.samples, ran.died.get(d, "")) for d, c in found.items()}
+    return {**absent, **tested}
 
 
 def _attempt(site: Site, metric: Metric, test: Tested, read: Callable[[Site, Tested], Measurement]) -> Outcome:

@@ -4,6 +4,7 @@ Owns how NVML's words become values, and what is compared between the start and 
 not judge, and changes no setting.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,8 @@ SETTINGS: dict[str, Callable[[Any, Any], str]] = {
     "UUID": lambda nvml, h: str(nvml.nvmlDeviceGetUUID(h)),
 }
 """What must not change during a run; a locked clock has no reading in NVML."""
+TOLD = "power limit", "VBIOS", "UUID"
+"""Settings that every card tells: where one is not supported, nothing shows that the rest was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ def unchanged(site: Site) -> Iterator[Outcome]:
     pairs = {name: (start.said[name], end.said[name]) for name in SETTINGS}
     read = {name: (a, b) for name, (a, b) in pairs.items() if isinstance(a, str) and isinstance(b, str)}
     differ = [f"{name} {a} -> {b}" for name, (a, b) in read.items() if a != b]
+    unread |= {f"{name} is {NOT_SUPPORTED}": None for name in TOLD if end.said[name] == NOT_SUPPORTED}
     if unread and not differ:
         yield NotMeasured(UNCHANGED.id, site.device, f"settings could not be read, {'; '.join(unread)}")
     else:
@@ -186,11 +190,11 @@ class Users:
     def outcome(self, site: Site, metric: Metric) -> Outcome:
         """Return the count of foreign compute processes; NotMeasured when memory in use says that the list is cut."""
         if self.hidden and not self.foreign:
-            reason = (
-                f"{self.unexplained_mib:.0f} MiB are in use on {site.device}, and NVML lists nobody who has them: "
-                "a container hides the host's processes, run where they can be seen"
-            )
-            return NotMeasured(metric.id, site.device, reason)
+            known = math.isfinite(self.unexplained_mib)
+            used = f"{self.unexplained_mib:.0f} MiB" if known else "an unknown amount"
+            reason = f"{used} of memory is in use on {site.device}, and NVML lists nobody who has it: "
+            remedy = "a container hides the host's processes, run where they can be seen"
+            return NotMeasured(metric.id, site.device, reason + remedy)
         note = "; ".join([*self.foreign.values(), *self.others.values()])
         proof = "NVML's list was read"
         return site.measured(metric, len(self.foreign), proof=proof, note=note)
@@ -227,13 +231,15 @@ def _described(site: Site, process: Any) -> str:  # noqa: ANN401 - a struct of t
 
 
 def _unexplained(nvml: Any, handle: Any, listed: list[Any]) -> float:  # noqa: ANN401 - the binding is untyped
-    """Return the MiB in use beyond what the listed processes have; 0 where a process or the card does not tell."""
-    sizes = [process.usedGpuMemory for process in listed]
+    """Return the MiB in use beyond what the listed processes are known to have.
+
+    Infinite when nobody tells what is in use: a list of processes alone may hide some.
+    """
     try:
         used = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2).used
     except nvml.NVMLError:
-        return 0.0
-    return 0.0 if None in sizes else (used - sum(sizes)) / MIB
+        return math.inf
+    return float(used - sum(process.usedGpuMemory or 0 for process in listed)) / MIB
 
 
 def processes(site: Site) -> Iterator[Outcome]:

@@ -5,7 +5,6 @@ Owns how a rise is recognised, and which events between just before and just aft
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -14,16 +13,14 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.burnt import REHEARSED
+from pytest_gpuaccept.probes.burnt import REHEARSED, unchecked
 from pytest_gpuaccept.probes.cards import (
     LEAST_BUSY,
     LEAST_SHARE,
     Card,
     Window,
-    all_ready,
     amount,
     batches,
-    ended,
     flaws,
     usable_cards,
     window,
@@ -42,8 +39,8 @@ from pytest_gpuaccept.probes.events import (
     read_link,
     xid_events,
 )  # fmt: skip
-from pytest_gpuaccept.probes.guard import Guard
 from pytest_gpuaccept.probes.links import by_hop, folders, hops, places
+from pytest_gpuaccept.probes.together import run_together
 from pytest_gpuaccept.world import Record
 
 STEPS = Metric("gpu.step.steps", "Load steps that the card took with all others", "count", "gpu")
@@ -59,8 +56,6 @@ POWER_RISE = 1.5
 """Power under load over power at rest, at least; cards draw five times as much and more."""
 AFTER_S = 2.0
 """Seconds until what the steps did stands in the kernel log."""
-READY_S = 300.0
-"""Seconds that a load may take to get ready: torch from a cold disk, a CUDA context, a golden result."""
 GRACE_S = 60.0
 
 
@@ -133,24 +128,16 @@ def _run(
     plan = Plan(int(p["count"]), float(p["on_s"]), float(p["off_s"]), float(p["period_s"]))
     job = {"count": plan.count, "on_s": plan.on_s, "off_s": plan.off_s}
     chains = {own.uuid: folders(above[device]) for device, own in found.items()}
-    watched = {"uuids": list(chains), "period_s": plan.period_s, "links": chains}
-    with site.world.start("telemetry", watched) as watch:
-        with ExitStack() as stack:
-            loads = {
-                device: stack.enter_context(site.world.start("steps", {"uuid": own.uuid, **job}))
-                for device, own in found.items()
-            }
-            at, dead = all_ready(loads, site.world.clock, READY_S)
-            dead = Guard(site, found, loads, watch).wait(plan.count * (plan.on_s + plan.off_s) + GRACE_S) | dead
-            records = {device: list(load.records) for device, load in loads.items()}
-        samples, blind = ended(watch)
+    watched = {"period_s": plan.period_s, "links": chains}
+    timeout = plan.count * (plan.on_s + plan.off_s) + GRACE_S
+    ran = run_together(site, "gpu.step", found, "steps", job, watched=watched, meanwhile=lambda g: g.wait(timeout))
+    dead = dict(ran.died)
     try:
-        since = min((amount(sample, "t") for sample in samples), default=at)
+        since = min((amount(sample, "t") for sample in ran.samples), default=ran.at)
     except Unmeasurable as error:
-        since, blind = at, str(error)
-    dead = dict.fromkeys(found if blind else (), blind) | dead
-    seen = {own.uuid: [sample for sample in samples if sample.get("uuid") == own.uuid] for own in found.values()}
-    return Stepped(replace(plan, at=at), found, above, records, seen, since, {**left, **dead})
+        since, dead = ran.at, dict.fromkeys(found, str(error)) | dead
+    seen = {own.uuid: [sample for sample in ran.samples if sample.get("uuid") == own.uuid] for own in found.values()}
+    return Stepped(replace(plan, at=ran.at), found, above, ran.records, seen, since, {**left, **dead})
 
 
 # steps ---------------------------------------------------------------------------------------
@@ -238,7 +225,7 @@ def _proof(own: list[float | None] | Unmeasurable | None, stepped: Stepped, devi
         (None in own, f"the load did not reach {device} in every step"),
         (not kinds["end"], f"the steps of {device} did not reach their end"),
         (len(kinds["batch"]) != stepped.plan.count, f"{len(kinds['batch'])} steps of {stepped.plan.count} ended"),
-        (any(not amount(batch, "checked") for batch in kinds["batch"]), "not every step was checked"),
+        (any(unchecked(batch) for batch in kinds["batch"]), "not every product was checked"),
         (len(kinds["golden"]) != 1 or len(kinds["rehearsal"]) != 1, "the golden result was not rehearsed"),
         (any(r.get(name) is not True for r in kinds["rehearsal"] for name in REHEARSED), "rehearsed errors not found"),
     )  # fmt: skip

@@ -127,7 +127,7 @@ class Silicon:
         return _spoilt(exact, self._gpu, self._gpu.rng) if self._gpu.p.always_wrong else exact
 
     def batch(self, kind: str, a: Array, b: Array, *, bare: bool = False) -> Batch:  # noqa: ARG002 - checks are free
-        """Let products take their time; one array stands for all of the batch."""
+        """Let products take their time; in a burn each has its own array, else one stands for all of the batch."""
         gpu = self._answering()
         rate = gpu.rate(kind, self._machine.now - gpu.busy_since) if gpu.load else CPU_TFLOPS
         if rate <= 0:
@@ -136,10 +136,11 @@ class Silicon:
         count = max(1, round(BATCH_S * rate / TFLOP[kind]))
         seconds = count * TFLOP[kind] / rate
         self._clock.sleep(seconds)
-        result = self.product(kind, a, b)
+        right = result = self.product(kind, a, b)
         if gpu.wrong_now() and gpu.rng.random() < -math.expm1(-gpu.p.flips_per_s * seconds):
             result = _spoilt(result, gpu, gpu.rng)
-        return Batch([(result, count)], seconds, count * TFLOP[kind])
+        results = [(right, 1)] * (count - 1) + [(result, 1)] if kind == "burn" else [(result, count)]
+        return Batch(results, seconds, count * TFLOP[kind])
 
     def copy(self, kind: str, seconds: float, begin: Callable[[], float]) -> Copy:
         """Copy for `seconds`; a small array goes along and is compared byte by byte."""

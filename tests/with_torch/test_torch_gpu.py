@@ -71,9 +71,10 @@ class Cuda:
         if self.failure:
             raise self.failure
 
-    def Event(self, *, enable_timing):  # noqa: N802 - torch's name
-        """Return a new event."""
+    def Event(self, *, enable_timing, blocking):  # noqa: N802 - torch's name
+        """Return a new event, for whose end the host sleeps."""
         assert enable_timing
+        assert blocking
         return Event(self)
 
     def Stream(self):  # noqa: N802 - torch's name
