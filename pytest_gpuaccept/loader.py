@@ -6,6 +6,7 @@ the rules lint.py's.
 
 import re
 import tomllib
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -127,6 +128,10 @@ class _Loader:
                 if file.stem not in seen and (card := self._model(Card, self._toml(file), self._show(file))):
                     found[file.stem] = card
                 seen.add(file.stem)
+        for (name, card), (other, same) in combinations(found.items(), 2):
+            if card.pci_device_id == same.pci_device_id or {*card.aliases} & {*same.aliases}:
+                reason = f"{other} has its PCI device id or an alias too: each belongs to one model"
+                self._wrong(Path("thresholds/cards") / f"{name}.toml", "pci_device_id", reason)
         return found
 
     def _find(self, name: str) -> Path | None:

@@ -66,7 +66,7 @@ class Mover:
         self.asked.append(kind)
         began = begin()
         self.clock.sleep(seconds + self.compares)
-        return Copy(began, 100, seconds, 2, f"by {kind}")
+        return Copy(began, 100, seconds, 2, f"by {kind}", 4)
 
 
 def test_copies_go_each_way_after_one_to_warm_up():
@@ -76,8 +76,10 @@ def test_copies_go_each_way_after_one_to_warm_up():
     assert device == {"kind": "device", "uuid": "GPU-7"}
     assert mover.asked == ["h2d"] * 3 + ["d2h"] * 3
     assert [record["kind"] for record in records] == ["warm_up", "copy", "copy"] * 2
-    first = {"kind": "copy", "t": 0.5, "way": "h2d", "moved": 100, "seconds": 0.5, "wrong": 2, "path": "by h2d"}
-    assert records[1] == first
+    assert records[1] == {
+        "kind": "copy", "t": 0.5, "way": "h2d", "moved": 100, "seconds": 0.5, "wrong": 2, "path": "by h2d",
+        "compared": 4,
+    }  # fmt: skip
     assert (records[3]["way"], records[3]["wrong"]) == ("d2h", 2)
     assert (records[5]["t"], records[5]["way"]) == (2.5, "d2h")
 
@@ -250,9 +252,23 @@ def test_wrong_bytes_count_also_in_a_copy_to_warm_up(two, healthy, uuids, name, 
     """What is not timed is compared all the same, and no byte wrong is proven by the copies that were compared."""
     records, device = copy.deepcopy(healthy[name]), {"peer": "gpu0-gpu1"}.get(name, "gpu0")
     clean = replayed(two, name, records)[metric, device]
-    assert (clean.value, clean.samples, clean.proof) == (0, compared, f"{compared} copies compared byte by byte")
+    proof = f"{compared} copies compared byte by byte, among them one of every sample"
+    assert (clean.value, clean.samples, clean.proof) == (0, compared, proof)
     of_kind(records[uuids[0]], "warm_up")[0]["wrong"] = 3
     assert replayed(two, name, records)[metric, device].value == 3
+
+
+@pytest.mark.parametrize(("compared", "reason"), [(0, "a sample in which no copy was compared"), (None, "compared = None")])
+def test_a_sample_of_which_nothing_was_compared_leaves_no_proof(two, healthy, uuids, compared, reason):
+    """No wrong byte among none says nothing; the rate stays, and so does a byte that another sample has wrong."""
+    records = copy.deepcopy(healthy["alone"])
+    first, second, *_ = of_kind(records[uuids[0]], "copy", "d2h")
+    first["compared"] = compared
+    outcomes = replayed(two, "alone", records)
+    assert reason in outcomes["gpu.copy.errors", "gpu0"].reason
+    assert isinstance(outcomes["gpu.copy.d2h", "gpu0"], Measurement)
+    second["wrong"] = 1
+    assert replayed(two, "alone", records)["gpu.copy.errors", "gpu0"].value == 1
 
 
 def test_ways_that_were_not_copied_leave_no_proof_that_no_byte_was_wrong(two, healthy, uuids):

@@ -1184,6 +1184,41 @@ def test_one_failing_reading_of_the_inventory_leaves_the_others_alone(two):
     assert outcomes["gpu.memory", "gpu0"].value == pytest.approx(24, abs=0.1)
 
 
+def test_a_card_without_a_serial_number_says_why(two):
+    """What a GeForce card refuses is an absence with NVML's reason, and never an empty text."""
+    outcomes = taken(gpu.inventory, site(two))
+    for metric in ("gpu.serial", "gpu.part_number"):
+        assert outcomes[metric, "gpu0"] == NotMeasured(metric, "gpu0", "Not Supported")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("1654523003308", "1654523003308"), (" 900-2G193-0000-001 ", "900-2G193-0000-001"), ("0000123", "0000123")],
+)
+def test_a_label_is_read_from_the_board(two, label, expected):
+    """Serial and part number are what the board says, blanks around them cut."""
+    assert [outcome.value for outcome in labels(two, label)] == [expected, expected]
+
+
+@pytest.mark.parametrize("label", ["", "  ", "0", "0000000000000"])
+def test_blanks_and_zeros_identify_no_board(two, label):
+    """A board on which nobody wrote a number has none, with the text that it gave instead."""
+    assert {outcome.reason for outcome in labels(two, label)} == {
+        f"the board says {label.strip()!r}, which identifies nothing: read the label on the card"
+    }
+
+
+def labels(two, text):
+    """Return what the inventory says of the serial and part number of gpu0, on whose board stands a text."""
+    where = site(two)
+    healthy = where.world.nvml()
+    told = SimpleNamespace(**vars(healthy))
+    told.nvmlDeviceGetSerial = told.nvmlDeviceGetBoardPartNumber = lambda _: text
+    where.world.nvml = lambda: told
+    outcomes = taken(gpu.inventory, where)
+    return [outcomes[metric, "gpu0"] for metric in ("gpu.serial", "gpu.part_number")]
+
+
 # cooling down ---------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_gpuaccept.errors import InputError
-from pytest_gpuaccept.loader import known_profiles, load_profile
+from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 
 HEAD = 'title = "t"\ninherits = ["base-gpu"]\ncard = "rtx4090"\ngpus = 4\n'
 LINE = '[line."gpu.gemm.fp16"]\nunit = "TFLOPS"\nsource = "s"\n'
@@ -320,3 +320,12 @@ def test_an_effort_of_ones_own_leaves_the_inherited_ones(catalogue, tmp_path):
     assert soak.params["gpu.burn"] == {"seconds": 600, "longest_seconds": 5400}
     assert quick.params["nvme.fio"]["seconds"] == 10
     assert quick.params["gpu.burn"]["seconds"] == 30
+
+
+def test_two_cards_of_one_pci_device_id_or_alias_are_refused(catalogue, tmp_path):
+    """A card copied from another's file and half changed would pass for the other one."""
+    facts = (SHIPPED / "thresholds/cards/rtx5090.toml").read_text().replace("5090", "5080")
+    (tmp_path / "thresholds/cards").mkdir(parents=True)
+    (tmp_path / "thresholds/cards/rtx5080.toml").write_text(facts)
+    with pytest.raises(InputError, match="rtx5090 has its PCI device id or an alias too"):
+        load_profile("2xrtx5080", catalogue, tmp_path)

@@ -40,6 +40,10 @@ class Ram:
         """Return the words as they read."""
         return self.reads(chunk, self.chunks[chunk].copy())
 
+    def heat(self, clock, seconds):
+        """Let time pass."""
+        clock.sleep(seconds)
+
     def gather(self, chunk, places):
         """Return words and a second."""
         return self.read(chunk)[places], 1.0

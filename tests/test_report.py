@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
-from pytest_gpuaccept.measurement import Interval, show
+from pytest_gpuaccept.evidence import outcome_record
+from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured, show
 from pytest_gpuaccept.report import render_html, summary_text
+from pytest_gpuaccept.report.machine import period
 from pytest_gpuaccept.report.words import blockers, decision, margin_text, word
 from pytest_gpuaccept.verdict import Verdict
 
@@ -101,6 +103,100 @@ def test_strings_from_the_machine_are_text(bundle, catalogue):
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     Page(text)
+
+
+def page_of(bundle, catalogue, **changes):
+    """Return the text of the section on the machine, tags replaced by spaces."""
+    text = render_html(replace(bundle, **changes), catalogue)
+    section = text.split("<h2>The machine</h2>")[1].split("<h2>")[0]
+    return " ".join(re.sub(r"<[^>]*>", " ", section).split())
+
+
+def records(*outcomes):
+    """Return outcomes as the records of a bundle."""
+    return tuple({"seq": i, **outcome_record(outcome)} for i, outcome in enumerate(outcomes))
+
+
+def said(metric, device, value, **conditions):
+    """Return what was measured of a card."""
+    return Measurement(metric, device, value, "text", conditions=conditions)
+
+
+CARD = {"uuid": "GPU-1", "bus_id": "00000000:41:00.0"}
+
+
+def test_the_page_tells_the_cards_apart(bundle, catalogue):
+    """Each ordered card has its row: what it told, `-` for what it did not, or why it told nothing."""
+    found = records(
+        said("gpu.name", "gpu0", "NVIDIA L40", **CARD), said("gpu.serial", "gpu0", "1654523003308", **CARD),
+        said("gpu.vbios", "gpu0", "95.02.47.00.01"), said("gpu.name", "gpu1", "NVIDIA L40"),
+        NotMeasured("gpu.serial", "gpu1", "Not Supported"), NotMeasured("gpu.name", "gpu2", "there is no gpu2"),
+    )  # fmt: skip
+    text = page_of(bundle, catalogue, records=found)
+    assert text.endswith(
+        "GPUs Device Model UUID PCI address Serial VBIOS "
+        "gpu0 NVIDIA L40 GPU-1 00000000:41:00.0 1654523003308 95.02.47.00.01 gpu1 NVIDIA L40 - - - - "
+        "gpu2 Not identified: there is no gpu2 gpu3 Not identified: this evidence says nothing of it"
+    )
+
+
+def test_a_card_that_changes_its_name_shows_both(bundle, catalogue):
+    """Two UUIDs under one device are two cards, and neither of them is left out."""
+    both = said("gpu.name", "gpu0", "NVIDIA L40", **CARD), said("gpu.vbios", "gpu0", "1", uuid="GPU-2")
+    assert "gpu0 NVIDIA L40 GPU-1, GPU-2 00000000:41:00.0 - 1 gpu1" in page_of(bundle, catalogue, records=records(*both))
+
+
+def test_without_a_profile_the_cards_are_those_measured(bundle, catalogue):
+    """A recording that nobody judged lists its cards by number; without any there is no table."""
+    cards = [said("gpu.name", device, "NVIDIA L40") for device in ("gpu10", "gpu2", "gpu0-gpu1", "host")]
+    text = page_of(bundle, catalogue, profile=None, records=records(*cards))
+    assert text.endswith("VBIOS gpu2 NVIDIA L40 - - - - gpu10 NVIDIA L40 - - - -")
+    assert "PCI address" not in page_of(bundle, catalogue, profile=None, records=records(cards[-1]))
+
+
+def test_what_a_card_says_is_text(bundle, catalogue):
+    """A name, an address or a reason that looks like markup is shown, and the page stays whole."""
+    evil = records(said("gpu.name", "gpu0", EVIL, uuid=EVIL), NotMeasured("gpu.name", "gpu1", EVIL))
+    text = render_html(replace(bundle, records=evil), catalogue)
+    assert "<script" not in text
+    assert "\x1b" not in text
+    Page(text)
+
+
+def test_the_machine_is_described_in_words(bundle, catalogue):
+    """Facts have titles, and the times of the run are to the second, with how long it took."""
+    manifest = {
+        "host": {"architecture": "x86_64", "machine_id": "7f", "boot_id": "b1", "cpu": "EPYC"}, "profile": "lab",
+        "started": "2026-11-23T21:51:37.952101+00:00", "ended": "2026-11-24T00:53:40.100000+01:00",
+        "origin": {"started": "2026-11-22T01:02:03.4+00:00", "mode": "live"},
+    }  # fmt: skip
+    text = page_of(bundle, catalogue, manifest=manifest)
+    assert text.startswith("Architecture x86_64 Machine id 7f Boot id b1 CPU EPYC ")
+    assert "Run 2026-11-23 21:51:37 UTC to 2026-11-23 23:53:40 UTC (2 h 2 min 3 s), live" in text
+    assert "Values from 2026-11-22 01:02:03 UTC (live)" in text
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ({}, "unknown, cut off"),
+        ({"started": "2026-11-23T21:51:37+00:00"}, "2026-11-23 21:51:37 UTC, cut off"),
+        ({"started": "noon", "ended": "2026-11-23T21:51:37+00:00"}, "noon to 2026-11-23 21:51:37 UTC"),
+        ({"started": "2026-11-23T21:51:37", "ended": 7}, "2026-11-23T21:51:37 to 7"),
+        ({"started": "0001-01-01T00:00:00+14:00"}, "0001-01-01T00:00:00+14:00, cut off"),
+        (
+            {"started": "2026-11-23T21:51:37+00:00", "ended": "2026-11-23T21:51:36+00:00"},
+            "2026-11-23 21:51:37 UTC to 2026-11-23 21:51:36 UTC (the clock was set back)",
+        ),
+        (
+            {"started": "2026-11-23T21:51:37.1+00:00", "ended": "2026-11-23T21:51:37.9+00:00"},
+            "2026-11-23 21:51:37 UTC to 2026-11-23 21:51:37 UTC (0 s)",
+        ),
+    ],
+)
+def test_times_that_are_none_are_shown_as_they_stand(times, words):
+    """A run without an end was cut off; no duration is made up for times that give none."""
+    assert period(times) == words
 
 
 def test_a_bundle_with_flaws_is_incomplete_on_every_view(bundle, catalogue):

@@ -287,14 +287,16 @@ def test_only_uncorrected_errors_of_the_memory_are_counted():
     assert nvml.nvmlDeviceGetMemoryErrorCounter(handle, 1, 0, nvml.NVML_MEMORY_LOCATION_L2_CACHE) == 0
 
 
-def test_a_geforce_card_has_no_serial_number():
-    """Others have one of 13 digits, each its own."""
+def test_a_geforce_card_has_neither_serial_nor_part_number():
+    """Others have a serial number of 13 digits, each its own, and one part number of the board."""
     nvml = binding(machine(GEFORCE, ECC_CARD, ECC_CARD))
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(3)]
-    assert refusal(nvml.nvmlDeviceGetSerial, handles[0]) == "NotSupported"
+    functions = nvml.nvmlDeviceGetSerial, nvml.nvmlDeviceGetBoardPartNumber
+    assert [refusal(function, handles[0]) for function in functions] == ["NotSupported", "NotSupported"]
     serials = {nvml.nvmlDeviceGetSerial(handle) for handle in handles[1:]}
     assert len(serials) == 2
     assert all(len(serial) == 13 and serial.isdigit() for serial in serials)
+    assert {nvml.nvmlDeviceGetBoardPartNumber(handle) for handle in handles[1:]} == {"900-2G000-0000-000"}
 
 
 REFUSED = [

@@ -39,8 +39,7 @@ def planted(two, text):
 
 def together(where, meanwhile=lambda guard: guard.wait(60.0)):
     """Copy on all cards, telemetry beside it, and return what is known then."""
-    found = {device: own for device, own in cards(where).items() if device.startswith("gpu")}
-    return run_together(where, "test", found, "copies", JOB, watched={"period_s": 0.5}, meanwhile=meanwhile)
+    return run_together(where, "test", cards(where), "copies", JOB, watched={"period_s": 0.5}, meanwhile=meanwhile)
 
 
 def kept(where):
@@ -83,8 +82,15 @@ def slow_to_load(monkeypatch, uuid, seconds):
 
 
 def test_all_cards_begin_at_one_moment_beside_telemetry(where):
-    """The first copy of each is at the common start, sensors are read from before it on, and all is kept."""
-    ran = together(where)
+    """The first copy of each, and what goes on meanwhile, is at the common start; sensors are read from before it."""
+    moments = []
+
+    def waits(guard):
+        moments.append(where.world.clock.monotonic())
+        return guard.wait(60.0)
+
+    ran = together(where, waits)
+    assert moments == [pytest.approx(ran.at)]
     assert [begun(ran.records[device])[0] for device in ("gpu0", "gpu1")] == [ran.at, ran.at]
     assert [len(begun(ran.records[device])) for device in ("gpu0", "gpu1")] == [10, 10]
     assert {sample["uuid"] for sample in ran.samples} == {own.uuid for own in cards(where).values()}

@@ -11,13 +11,14 @@ from pytest_gpuaccept.children.compute import Clock, Script, start
 
 
 class Copy(NamedTuple):
-    """One sample of copies: when it began, bytes moved, seconds, bytes that arrived wrong, and the path taken."""
+    """One sample of copies: when it began, bytes moved, seconds, bytes that arrived wrong, path, copies compared."""
 
     t: float
     moved: int
     seconds: float
     wrong: int
     path: str
+    compared: int
 
 
 class Mover(Protocol):

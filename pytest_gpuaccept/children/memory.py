@@ -52,6 +52,9 @@ class Cells(Protocol):
     def read(self, chunk: int) -> Array:
         """Return an array as the device reads it now."""
 
+    def heat(self, clock: Clock, seconds: float) -> None:
+        """Keep the device busy for `seconds` s without touching the arrays: what they hold is held hot."""
+
     def gather(self, chunk: int, places: Array) -> tuple[Array, float]:
         """Return an array's words at `places`, and the seconds that fetching them took."""
 
@@ -264,7 +267,7 @@ def _timed(clock: Clock, name: str, run: Callable[[], Found]) -> Record:
 
 def _hold(gpu: Cells, clock: Clock, pattern: Pattern, hold_s: float) -> Found:
     sweep(gpu, found := Found(), None, pattern)
-    clock.sleep(hold_s)
+    gpu.heat(clock, hold_s)
     return sweep(gpu, found, pattern)
 
 

@@ -6,11 +6,14 @@ Owns how memory is claimed and read; the module itself is given, so that nothing
 import time
 from typing import Any
 
+from pytest_gpuaccept.children.compute import Clock
 from pytest_gpuaccept.children.memory import MODULUS
 
 CHUNK = 2**30
 """Bytes of one array at most."""
 WORD_BYTES = 8
+HEAT_EDGE, HEAT_PRODUCTS = 2048, 32
+"""Size and number of the products between two looks at the clock: 32 MiB in all, and some milliseconds."""
 
 
 def opened(torch: Any, uuid: str) -> "TorchCells":
@@ -55,6 +58,15 @@ class TorchCells:
     def read(self, chunk: int) -> Any:
         """Return an array; what is done with it reads the device's memory."""
         return self.chunks[chunk]
+
+    def heat(self, clock: Clock, seconds: float) -> None:
+        """Multiply matrices for `seconds` s, in memory that no pattern lies in."""
+        end = clock.monotonic() + seconds
+        matrix = self.xp.randn(HEAT_EDGE, HEAT_EDGE, device=self._device).to(self.xp.bfloat16)
+        while clock.monotonic() < end:
+            for _ in range(HEAT_PRODUCTS):
+                self.xp.mm(matrix, matrix)
+            self._wait()
 
     def gather(self, chunk: int, places: Any) -> tuple[Any, float]:
         """Return an array's words at `places`, and the seconds from an idle device to the fetched words."""

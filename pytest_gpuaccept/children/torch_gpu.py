@@ -51,6 +51,8 @@ LARGEST_L2 = 128 << 20
 
 COPY_BYTES, WORD = 512 << 20, 8
 WARM_UP_COPIES = 4
+SINGLE_COPIES = 3
+"""Copies behind each timed window that are compared one by one."""
 SPIN_CYCLES = 20_000_000
 """About 10 ms: the GPU waits while the host queues the copies, so that no gap between them is timed."""
 ODD = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -140,6 +142,10 @@ class Windows:
             raise Refusal(message)
         self._last[name] = count, took
         return took
+
+    def untimed(self, *queues: Queue, spin: bool = False) -> float:
+        """Do work that nobody counts by; return seconds."""
+        return self._timer.run(*queues, spin=spin)
 
 
 class Switches:
@@ -386,21 +392,34 @@ class TorchGpu:
         return Lane(self._memory.pattern(begin), target, expected, queued=not {begin, end} & BLOCKING)
 
     def _copied(self, route: Route, seconds: float, begin: Callable[[], float]) -> Copy:
-        """Copy in one window and compare what arrived; four copies where none of the kind was timed before."""
+        """Copy in one window, four copies where none of the kind was timed before; compare what the last one brought.
+
+        Those before it were overwritten, so single copies follow, none of them timed, all of them compared.
+        """
         fresh = any(lane.target is None for lane in route.lanes)
-        most = FRESH_AT_ONCE if fresh else MOST
-        rounds = self._windows.count(route.kind, seconds, first=WARM_UP_COPIES, most=most)
+        rounds = self._windows.count(
+            route.kind, seconds, first=WARM_UP_COPIES, most=FRESH_AT_ONCE if fresh else MOST
+        )  # fmt: skip
+        began, took, wrong, compared = self._window(route, rounds, begin)
+        for _ in range(SINGLE_COPIES):
+            _, _, more, beside = self._window(route, 1, time.monotonic, timed=False)
+            wrong, compared = wrong + more, compared + beside
+        return Copy(began, route.buffers * self._memory.size * rounds, took, wrong, route.path, compared)
+
+    def _window(
+        self, route: Route, rounds: int, begin: Callable[[], float], *, timed: bool = True
+    ) -> tuple[float, float, int, int]:  # fmt: skip
+        """Copy `rounds` times; return when that began, its seconds, and wrong bytes among so many copies compared."""
         arrivals = [self._targets(lane, rounds) for lane in route.lanes]
         queues = [_queue(lane, targets, rounds) for lane, targets in zip(route.lanes, arrivals, strict=True)]
         spin = all(lane.queued for lane in route.lanes)
         began = begin()
-        took = self._windows.run(route.kind, rounds, *queues, spin=spin)
-        wrong = sum(
-            self._memory.wrong_bytes(target, lane.expected)
-            for lane, targets in zip(route.lanes, arrivals, strict=True)
-            for target in targets
-        )
-        return Copy(began, route.buffers * self._memory.size * rounds, took, wrong, route.path)
+        run = partial(self._windows.run, route.kind, rounds) if timed else self._windows.untimed
+        took = run(*queues, spin=spin)
+        arrived = [
+            (target, lane.expected) for lane, targets in zip(route.lanes, arrivals, strict=True) for target in targets
+        ]
+        return began, took, sum(self._memory.wrong_bytes(*pair) for pair in arrived), len(arrived)
 
     def _targets(self, lane: Lane, rounds: int) -> list[Any]:
         """Return where copies go: one buffer, overwritten, or untouched memory for each."""

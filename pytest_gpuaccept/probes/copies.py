@@ -193,11 +193,13 @@ def _wrong_bytes(site: Site, metric: Metric, copied: Copied, ways: Sequence[str]
 
     What arrived wrong counts also where the load died, or where `flaw` says that it was not the one asked for.
     """
-    compared = [record for record in copied.records if record.get("kind") in ("warm_up", "copy")]
-    wrong, unread = 0.0, ""
-    for record in compared:
+    copies = [record for record in copied.records if record.get("kind") in ("warm_up", "copy")]
+    wrong, compared, unread = 0.0, 0.0, ""
+    for record in copies:
         try:
             wrong += amount(record, "wrong")
+            compared += amount(record, "compared")
+            unread = unread if record["compared"] else "a sample in which no copy was compared"
         except Unmeasurable as error:
             unread = str(error)
     due = int(site.params["samples"])
@@ -205,8 +207,8 @@ def _wrong_bytes(site: Site, metric: Metric, copied: Copied, ways: Sequence[str]
     skipped = f"not every copy was compared: {missing}" if missing else ""
     if not wrong and (reason := copied.flaw or flaw or unread or skipped):
         return NotMeasured(metric.id, copied.device, reason)
-    proof = None if wrong else f"{len(compared)} copies compared byte by byte"
-    return site.measured(metric, math.ceil(wrong), device=copied.device, samples=len(compared), proof=proof)
+    proof = None if wrong else f"{compared:.0f} copies compared byte by byte, among them one of every sample"
+    return site.measured(metric, math.ceil(wrong), device=copied.device, samples=len(copies), proof=proof)
 
 
 def _rate(  # noqa: PLR0913, PLR0917 - what was copied, how, and what is said of it

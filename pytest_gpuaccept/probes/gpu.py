@@ -45,6 +45,19 @@ def combined_drop(inputs: Inputs) -> Measurement:
     return Measurement("gpu.combined.drop", inputs.device, 100 * (alone - both) / alone, "%", "calculated")
 
 
+def _label(function: str) -> Callable[[Any, Any], state.Said]:
+    """Return what reads a text of the board's label; blanks and zeros stand where nobody wrote one."""
+
+    def read(nvml: Any, handle: Any) -> state.Said:  # noqa: ANN401 - the binding is untyped
+        text = str(getattr(nvml, function)(handle)).strip()
+        if not text.strip("0"):
+            message = f"the board says {text!r}, which identifies nothing: read the label on the card"
+            raise Unmeasurable(message)
+        return text
+
+    return read
+
+
 COUNT = Metric("gpu.count", "GPUs present", "count", "host")
 DRIVER: dict[Metric, Callable[[Site], Value]] = {
     Metric("gpu.driver.version", "Driver version", "text", "host"): lambda site: (
@@ -73,6 +86,8 @@ IDENTITY: dict[Metric, Callable[[Any, Any], state.Said]] = {
     Metric("gpu.persistence", "Persistence mode", "flag", "gpu"): lambda nvml, h: (
         nvml.nvmlDeviceGetPersistenceMode(h) == nvml.NVML_FEATURE_ENABLED
     ),
+    Metric("gpu.serial", "Serial number", "text", "gpu"): _label("nvmlDeviceGetSerial"),
+    Metric("gpu.part_number", "Board part number", "text", "gpu"): _label("nvmlDeviceGetBoardPartNumber"),
     **state.IDENTITY,
 }
 """What NVML says of one card."""

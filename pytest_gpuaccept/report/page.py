@@ -12,7 +12,7 @@ from pytest_gpuaccept import __version__
 from pytest_gpuaccept.bundle import Bundle
 from pytest_gpuaccept.measurement import Measurement, show
 from pytest_gpuaccept.probe import Catalogue
-from pytest_gpuaccept.report import words
+from pytest_gpuaccept.report import machine, words
 from pytest_gpuaccept.verdict import Verdict
 
 IDENTITY = ("host.cpu.model", "host.memory.visible", "host.board.model", "gpu.count", "gpu.driver.version")
@@ -27,6 +27,10 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         bundle=bundle,
         manifest=bundle.manifest,
         identity=[(_title(m.metric, catalogue), show(m.value, m.unit)) for m in recorded if m.metric in IDENTITY],
+        facts=machine.facts(bundle.manifest),
+        period=machine.period(bundle.manifest),
+        columns=machine.COLUMNS,
+        gpus=machine.gpus(bundle),
         profile=bundle.profile,
         decision=words.decision(bundle),
         stamps=words.stamps(bundle),
@@ -50,7 +54,7 @@ def _template() -> Template:
         loader=PackageLoader("pytest_gpuaccept", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"show": show, "margin": words.margin_text, "word": words.word}
+    environment.filters |= {"show": show, "margin": words.margin_text, "word": words.word, "moment": machine.moment}
     return environment.get_template("report.html.j2")
 
 

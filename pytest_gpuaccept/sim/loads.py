@@ -152,7 +152,7 @@ class Silicon:
         if gpu.p.copy_corrupts or (gpu.p.crowd_corrupts and self._crowded()):
             arrived[gpu.rng.randrange(4096)] ^= 1
         moved = int(self._copy_gbs(gpu, kind) * noise * seconds * 1e9)
-        return Copy(began, moved, seconds, int((arrived != sent).sum()), self._path(gpu, kind))
+        return Copy(began, moved, seconds, int((arrived != sent).sum()), self._path(gpu, kind), 1)
 
     def _path(self, gpu: GpuState, kind: str) -> str:
         if not kind.startswith("peer:"):
@@ -281,7 +281,7 @@ def _copies(machine: Machine, params: Params, clock: ScriptClock) -> Script:
 def _memory(machine: Machine, params: Params, clock: ScriptClock) -> Script:
     gpu = _reached(machine, params["uuid"])
     plan = {key: params[key] for key in ("seconds", "hold_s", "share")}
-    with machine.runs("memory", {gpu.index: COPY_POWER}):
+    with machine.runs("memory", {gpu.index: 1.0}):
         yield from memory(Vram(machine, gpu, clock), clock, **plan)
 
 

@@ -39,6 +39,8 @@ POWER_RANGE = 1 / 3, 4 / 3
 """[E] Lowest and highest power limit over the default: 150 and 600 W of an RTX 4090's 450 W, whatever the card."""
 SLOWS_BELOW_C = 3.0
 """[E] Degrees below its shutdown at which a card slows down: an H100's, whatever the card."""
+PART_NUMBER = "900-2G000-0000-000"
+"""[E] Board part number: the form of a data centre card's, whatever the card."""
 COMPUTE_MODES = {"default": 0, "prohibited": 2, "exclusive": 3}
 """NVML_COMPUTEMODE_*."""
 VIDEO = 0, 167_000
@@ -279,11 +281,21 @@ def _milli(value: float) -> int:
     return round(max(0.0, value) * 1000)
 
 
-def _serial(machine: Machine, gpu: GpuState) -> str:
-    """Return 13 digits; GeForce cards have no serial number to read."""
+def _labelled(gpu: GpuState) -> GpuState:
+    """Return the GPU; refuses for GeForce cards, on which nobody wrote what stands on the label."""
     if "GeForce" in gpu.p.name:
         raise _not_supported()
-    return f"{_identity(machine, gpu.index).int % 10**13:013d}"
+    return gpu
+
+
+def _serial(machine: Machine, gpu: GpuState) -> str:
+    """Return 13 digits."""
+    return f"{_identity(machine, _labelled(gpu).index).int % 10**13:013d}"
+
+
+def _part_number(_machine: Machine, gpu: GpuState) -> str:
+    _labelled(gpu)
+    return PART_NUMBER
 
 
 def _pci(_machine: Machine, gpu: GpuState) -> Mapping[str, int | str]:
@@ -436,6 +448,7 @@ DEVICE: dict[str, Callable[..., Answer]] = {
     "nvmlDeviceGetName": lambda _, g: g.p.name,
     "nvmlDeviceGetUUID": lambda m, g: uuid_of(m, g.index),
     "nvmlDeviceGetSerial": _serial,
+    "nvmlDeviceGetBoardPartNumber": _part_number,
     "nvmlDeviceGetIndex": lambda m, g: _listed(m).index(g),
     "nvmlDeviceGetPciInfo_v3": _pci,
     "nvmlDeviceGetCudaComputeCapability": lambda _, g: _numbers(g.p.compute_capability),

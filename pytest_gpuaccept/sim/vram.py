@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pytest_gpuaccept.children.compute import Clock
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.sim.machine import GpuState, Machine, ScriptClock
 from pytest_gpuaccept.sim.nvml import uuid_of
@@ -79,6 +80,10 @@ class Vram:
         if chunk == CHUNKS - 1 and 0 < self._gpu.p.vram_fades_s <= held:
             self._cells[chunk][FADING[0]] &= ~(1 << FADING[1])
         return self._seen(chunk)
+
+    def heat(self, clock: Clock, seconds: float) -> None:
+        """Let time pass: the card is loaded all along."""
+        clock.sleep(seconds)
 
     def gather(self, chunk: int, places: Array) -> tuple[Array, float]:
         """Let the time of a gather pass and return the words at `places`, and the seconds."""

@@ -23,7 +23,7 @@ from pytest_gpuaccept.world import LiveWorld
 
 HERE = Path(__file__).parent
 SMALL = {
-    "gpu.gemm": {"seconds": 1, "warmup_seconds": 0, "period_s": 0.1},
+    "gpu.gemm": {"seconds": 2, "warmup_seconds": 0, "period_s": 0.1},
     "gpu.burn": {"seconds": 4, "period_s": 0.1, "cool_down_seconds": 0, "longest_seconds": 0},
     "gpu.combined": {"seconds": 4, "period_s": 0.1, "cool_down_seconds": 0},
     "gpu.copy": {"samples": 2, "sample_seconds": 0.05},

@@ -433,12 +433,12 @@ def test_a_copy_that_did_nothing_is_found(cpu, monkeypatch, kind):
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, source, non_blocking: self)
 
     copy = cpu.copy(kind, 0.0, now)
-    assert copy.wrong > 0.98 * COPY_BYTES * (2 if kind == "both" else 1)
+    assert copy.wrong > 0.98 * COPY_BYTES * copy.compared
 
 
 @pytest.mark.parametrize(("kind", "wrong"), [("h2d", 1), ("device", 1), ("both", 2)])
 def test_one_wrong_byte_is_counted(cpu, monkeypatch, kind, wrong):
-    """One flipped bit is one wrong byte, in each direction."""
+    """One flipped bit is one wrong byte, in each direction, in the timed copy and in three more that are compared."""
     real = torch.Tensor.copy_
 
     def flipping(self, source, non_blocking):
@@ -446,7 +446,8 @@ def test_one_wrong_byte_is_counted(cpu, monkeypatch, kind, wrong):
         self[7] ^= 1 << 20
 
     monkeypatch.setattr(torch.Tensor, "copy_", flipping)
-    assert cpu.copy(kind, 0.0, now).wrong == wrong
+    copy = cpu.copy(kind, 0.0, now)
+    assert (copy.wrong, copy.compared) == (4 * wrong, 4 * wrong)
 
 
 def test_untouched_destinations_are_new_at_every_copy(gpu, monkeypatch):
@@ -460,8 +461,9 @@ def test_untouched_destinations_are_new_at_every_copy(gpu, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "copy_", remembering)
     copy = gpu.copy("d2h_untouched", 10.0, now)
-    timed = targets[-copy.moved // COPY_BYTES :]
-    assert len({place for place, _ in timed}) == len(timed) == copy.wrong == 4
+    timed = targets[-copy.compared : -torch_gpu.SINGLE_COPIES]
+    assert len({place for place, _ in timed}) == len(timed) == copy.moved // COPY_BYTES == 4
+    assert copy.wrong == copy.compared == 7
     assert not any(filled for _, filled in targets)
 
 
@@ -475,7 +477,7 @@ def test_gaps_are_hidden_where_copies_can_be_queued(fake, gpu, monkeypatch, kind
     monkeypatch.setattr(torch.Tensor, "copy_", lambda s, o, non_blocking: (flags.add(non_blocking), real(s, o)))
 
     gpu.copy(kind, 0.1, now)
-    assert fake.cuda.log == 2 * (spins * ["spin"] + ["event", "event", "wait"])
+    assert fake.cuda.log == 8 * (spins * ["spin"] + ["event", "event", "wait"])
     assert ("pinned" in fake.devices) == (kind in ("h2d", "both"))
     assert flags == {queued}
 
@@ -491,10 +493,10 @@ def test_four_copies_warm_up_and_the_next_window_follows_their_time(fake, gpu):
     """Four copies warm up once for each kind; the window after them holds what fits."""
     fake.cuda.window_ms = 40.0
 
-    assert gpu.copy("h2d", 0.1, now) == (7.0, 10 * COPY_BYTES, 0.04, 0, "h2d")
-    assert fake.cuda.log.count("wait") == 2
+    assert gpu.copy("h2d", 0.1, now) == (7.0, 10 * COPY_BYTES, 0.04, 0, "h2d", 4)
+    assert fake.cuda.log.count("wait") == 8
     assert gpu.copy("h2d", 0.1, now).moved == 25 * COPY_BYTES
-    assert fake.cuda.log.count("wait") == 3
+    assert fake.cuda.log.count("wait") == 12
 
 
 def test_both_directions_run_on_two_streams(fake, gpu, monkeypatch):
