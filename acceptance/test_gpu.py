@@ -60,7 +60,7 @@ def test_steps(gpu, accept):
     accept(gpu.step())
 
 
-@pytest.mark.spec("gpu.step.events")
+@pytest.mark.spec("gpu.step.events", "gpu.step.swing")
 def test_step_events(host, accept):
     """The load steps leave no reset, no lost link and no driver error behind."""
     accept(host.probe("gpu.step"))

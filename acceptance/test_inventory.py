@@ -36,7 +36,7 @@ def test_gpu(gpu, accept):
 
 
 @pytest.mark.spec(
-    "gpu.vbios", "gpu.bar1", "gpu.power.default", "gpu.power.min", "gpu.power.max", "gpu.temperature.*", "gpu.mig",
+    "gpu.vbios", "gpu.serial", "gpu.part_number", "gpu.bar1", "gpu.power.default", "gpu.power.min", "gpu.power.max", "gpu.temperature.*", "gpu.mig",
     "gpu.ecc.mode", "gpu.compute_mode",
 )  # fmt: skip
 def test_gpu_identity(gpu, accept):

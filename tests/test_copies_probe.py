@@ -258,7 +258,9 @@ def test_wrong_bytes_count_also_in_a_copy_to_warm_up(two, healthy, uuids, name, 
     assert replayed(two, name, records)[metric, device].value == 3
 
 
-@pytest.mark.parametrize(("compared", "reason"), [(0, "a sample in which no copy was compared"), (None, "compared = None")])
+@pytest.mark.parametrize(
+    ("compared", "reason"), [(0, "a sample in which no copy was compared"), (None, "compared = None")]
+)
 def test_a_sample_of_which_nothing_was_compared_leaves_no_proof(two, healthy, uuids, compared, reason):
     """No wrong byte among none says nothing; the rate stays, and so does a byte that another sample has wrong."""
     records = copy.deepcopy(healthy["alone"])

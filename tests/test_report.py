@@ -8,10 +8,15 @@ import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.evidence import outcome_record
+from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured, show
+from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import gpu
 from pytest_gpuaccept.report import render_html, summary_text
 from pytest_gpuaccept.report.machine import period
 from pytest_gpuaccept.report.words import blockers, decision, margin_text, word
+from pytest_gpuaccept.sim.scenario import load_scenario
+from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.verdict import Verdict
 
 EVIL = "<script>alert('x')</script>\x1b[31m"
@@ -140,10 +145,20 @@ def test_the_page_tells_the_cards_apart(bundle, catalogue):
     )
 
 
+def test_what_the_inventory_says_reaches_the_page(bundle, catalogue):
+    """The columns are named as the probe names its metrics and conditions, and a missing card has its row."""
+    two = load_profile("2xl40", catalogue, SHIPPED)
+    world = SimWorld(two, load_scenario("healthy,fault=gpu1.missing", SHIPPED, SHIPPED / "scenarios"))
+    found = records(*gpu.inventory(Site(world, two, "host", {}, lambda _name, _text: "digest")))
+    row, missing = page_of(bundle, catalogue, profile=two, records=found).split(" gpu0 ")[1].split(" gpu1 ", 1)
+    assert re.fullmatch(r"NVIDIA L40 GPU-[0-9a-f-]{36} 00000000:01:00\.0 \d{13} 95\.02\.47\.00\.01", row)
+    assert missing.startswith("Not identified: the driver shows 1 GPUs, there is no gpu1")
+
+
 def test_a_card_that_changes_its_name_shows_both(bundle, catalogue):
     """Two UUIDs under one device are two cards, and neither of them is left out."""
-    both = said("gpu.name", "gpu0", "NVIDIA L40", **CARD), said("gpu.vbios", "gpu0", "1", uuid="GPU-2")
-    assert "gpu0 NVIDIA L40 GPU-1, GPU-2 00000000:41:00.0 - 1 gpu1" in page_of(bundle, catalogue, records=records(*both))
+    both = records(said("gpu.name", "gpu0", "L40", **CARD), said("gpu.vbios", "gpu0", "1", uuid="GPU-2"))
+    assert "gpu0 L40 GPU-1, GPU-2 00000000:41:00.0 - 1 gpu1" in page_of(bundle, catalogue, records=both)
 
 
 def test_without_a_profile_the_cards_are_those_measured(bundle, catalogue):
@@ -166,7 +181,8 @@ def test_what_a_card_says_is_text(bundle, catalogue):
 def test_the_machine_is_described_in_words(bundle, catalogue):
     """Facts have titles, and the times of the run are to the second, with how long it took."""
     manifest = {
-        "host": {"architecture": "x86_64", "machine_id": "7f", "boot_id": "b1", "cpu": "EPYC"}, "profile": "lab",
+        "host": {"architecture": "x86_64", "machine_id": "7f", "boot_id": "b1", "cpu": "EPYC"},
+        "profile": "lab", "mode": "live",
         "started": "2026-11-23T21:51:37.952101+00:00", "ended": "2026-11-24T00:53:40.100000+01:00",
         "origin": {"started": "2026-11-22T01:02:03.4+00:00", "mode": "live"},
     }  # fmt: skip
