@@ -36,8 +36,8 @@ def test_gpu(gpu, accept):
 
 
 @pytest.mark.spec(
-    "gpu.vbios", "gpu.serial", "gpu.part_number", "gpu.bar1", "gpu.power.default", "gpu.power.min", "gpu.power.max", "gpu.temperature.*", "gpu.mig",
-    "gpu.ecc.mode", "gpu.compute_mode",
+    "gpu.vbios", "gpu.serial", "gpu.part_number", "gpu.bar1", "gpu.power.default", "gpu.power.min", "gpu.power.max",
+    "gpu.temperature.*", "gpu.mig", "gpu.ecc.mode", "gpu.compute_mode",
 )  # fmt: skip
 def test_gpu_identity(gpu, accept):
     """Every GPU is whole, and says of itself what was ordered."""
