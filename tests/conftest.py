@@ -14,6 +14,23 @@ from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.probes import SHIPPED
 
 REPOSITORY = Path(__file__).parent.parent
+LONGEST = "test_matrix_profiles.py"
+"""Minutes of planted faults: first, and each profile a group of its own."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Let workers take whole files, which share what their fixtures made; of the longest, one profile at a time."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item):
+    if item.path.name != LONGEST:
+        return item.path.name
+    callspec = getattr(item, "callspec", None)
+    return f"{LONGEST} {callspec.params['name'] if callspec else '4x4090'}"
 
 
 class FixedClock:
