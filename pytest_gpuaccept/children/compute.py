@@ -93,10 +93,11 @@ def gemm(gpu: Arithmetic, clock: Clock, *, kind: str, warm_up_s: float, seconds:
     yield {"kind": "device", "uuid": gpu.uuid, **gpu.describe()}
     proven = yield from prove(gpu, kind, 0)
     yield from _warm_up(gpu, clock, kind, proven, warm_up_s)
-    end = clock.monotonic() + seconds
-    while clock.monotonic() < end:
+    end, timed_to = clock.monotonic() + seconds, 0.0
+    while timed_to < end:
         began = clock.monotonic()
         batch = gpu.batch(kind, proven.a, proven.b)
+        timed_to = began + batch.seconds
         wrong = _wrong(gpu, batch, proven.checksum)
         yield {"kind": "batch", "t": began, "seconds": batch.seconds, "tflop": batch.tflop, "wrong": wrong}
 

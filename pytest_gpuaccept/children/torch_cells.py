@@ -28,11 +28,16 @@ def opened(torch: Any, uuid: str) -> "TorchCells":
 class TorchCells:
     """Memory of one device as torch gives it; see children/memory.Cells."""
 
-    def __init__(self, torch: Any, uuid: str, device: str, free: int | None = None, chunk: int = CHUNK) -> None:
-        """Take the torch module and a device; `free` are its free bytes where CUDA does not know them."""
+    def __init__(  # noqa: PLR0913, PLR0917 - a device, and what tests make small
+        self, torch: Any, uuid: str, device: str, free: int | None = None, chunk: int = CHUNK, edge: int = HEAT_EDGE
+    ) -> None:
+        """Take the torch module and a device; `free` are its free bytes where CUDA does not know them.
+
+        `chunk` is the size of an array in bytes, `edge` that of the matrices which heat.
+        """
         self.xp, self.uuid = torch, uuid
         self.chunks: list[Any] = []
-        self._device, self._free, self._chunk = torch.device(device), free, chunk
+        self._device, self._free, self._chunk, self._edge = torch.device(device), free, chunk, edge
 
     @property
     def free(self) -> int:
@@ -62,7 +67,7 @@ class TorchCells:
     def heat(self, clock: Clock, seconds: float) -> None:
         """Multiply matrices for `seconds` s, in memory that no pattern lies in."""
         end = clock.monotonic() + seconds
-        matrix = self.xp.randn(HEAT_EDGE, HEAT_EDGE, device=self._device).to(self.xp.bfloat16)
+        matrix = self.xp.randn(self._edge, self._edge, device=self._device).to(self.xp.bfloat16)
         while clock.monotonic() < end:
             for _ in range(HEAT_PRODUCTS):
                 self.xp.mm(matrix, matrix)

@@ -30,7 +30,7 @@ def cpu_gpu(torch, uuid):
 
 def cpu_cells(torch, uuid):
     """Return memory of the computer as that of a GPU."""
-    return torch_cells.TorchCells(torch, uuid, "cpu", free=MEMORY_BYTES, chunk=CHUNK_BYTES)
+    return torch_cells.TorchCells(torch, uuid, "cpu", free=MEMORY_BYTES, chunk=CHUNK_BYTES, edge=32)
 
 
 def cpu_products(torch, uuid):

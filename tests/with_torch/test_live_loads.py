@@ -114,7 +114,7 @@ def test_copies_arrive(live, profile):
 
 def test_copies_of_all_cards_overlap(live, profile, monkeypatch):
     """The children keep one schedule, as well as two cores can."""
-    monkeypatch.setattr(copies, "FULL_TIME", 0.5)
+    monkeypatch.setattr(copies, "AT_ONCE", 0.4)
     values, reasons = taken(live, profile, "gpu.copy_all", "host")
     assert reasons == {}
     assert values["gpu.copy.errors_all", "gpu0"] == 0

@@ -10,12 +10,13 @@ FREE = 100_000
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes while somebody sleeps, and a quarter of a second with each look at it."""
 
     now = 0.0
 
     def monotonic(self):
-        """Return the seconds slept."""
+        """Return the seconds passed."""
+        self.now += 0.25
         return self.now
 
     def sleep(self, seconds):
@@ -56,7 +57,7 @@ def test_out_of_memory_gives_back_one_chunk(monkeypatch):
             raise torch.cuda.OutOfMemoryError
         return made(words, **how)
 
-    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000)
+    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000, edge=32)
     monkeypatch.setattr(torch, "empty", empty)
     assert gpu.claim(0.95) == 40_000
     assert len(gpu.chunks) == 1
@@ -71,7 +72,7 @@ def test_torch_and_numpy_write_the_same_words():
 
 def test_a_whole_test_on_tensors_finds_nothing_and_its_planted_bit():
     """Every pattern runs on torch, in slices too, without a wrong word."""
-    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000)
+    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000, edge=32)
     found = records(gpu)
     assert found[2] == {"kind": "rehearsal", "clean": 0, "found": 1, "place": True}
     assert [r["pattern"] for r in found if r["kind"] == "pass"] == list(memory.PATTERNS)
@@ -80,7 +81,7 @@ def test_a_whole_test_on_tensors_finds_nothing_and_its_planted_bit():
 
 def test_a_stuck_bit_in_a_tensor_is_found_and_named(monkeypatch):
     """The comparison on tensors names the word and its bit, the sign bit included."""
-    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000)
+    gpu = torch_cells.TorchCells(torch, "GPU-0", "cpu", FREE, 40_000, edge=32)
 
     def read(chunk):
         words = gpu.chunks[chunk].clone()
