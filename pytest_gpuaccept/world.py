@@ -140,6 +140,9 @@ class World(Protocol):
     def read(self, path: str) -> str:
         """Return a text file of the machine, stripped; raises Unmeasurable with the cause."""
 
+    def data(self, path: str) -> bytes:
+        """Return a file of the machine as it is; raises Unmeasurable with the cause."""
+
     def names(self, path: str) -> list[str]:
         """Return the names in a folder of the machine, sorted; raises Unmeasurable with the cause."""
 
@@ -263,6 +266,15 @@ class LiveWorld:
         file = self._under_root(path)
         try:
             return file.read_text(errors="replace").strip()
+        except OSError as error:
+            message = f"{file} cannot be read: {error.strerror}"
+            raise Unmeasurable(message) from None
+
+    def data(self, path: str) -> bytes:
+        """Return a file under `root` as it is; raises Unmeasurable with the cause."""
+        file = self._under_root(path)
+        try:
+            return file.read_bytes()
         except OSError as error:
             message = f"{file} cannot be read: {error.strerror}"
             raise Unmeasurable(message) from None

@@ -42,15 +42,32 @@ CARRIER_AT_BOOT = 2
 def text(machine: Machine, path: str) -> str | None:
     """Return a file's text, None when there is no such file."""
     real = _real(machine, path)
-    write = (_devices(machine, real) if real.startswith(DEVICES) else _tree(machine)).get(real)
-    return None if write is None else write()
+    if single := SYSTEM.get(real):
+        line = single(machine)
+        return None if line is None else f"{line}\n"
+    for prefix, provide in PROVIDERS:
+        if real.startswith(prefix) and (write := provide(machine, real).get(real)):
+            return write()
+    return None
+
+
+def data(machine: Machine, path: str) -> bytes | None:
+    """Return a file's bytes, None when there is no such file."""
+    if binary := BINARY.get(_real(machine, path)):
+        return binary(machine)
+    found = text(machine, path)
+    return None if found is None else found.encode()
 
 
 def names(machine: Machine, path: str) -> list[str] | None:
     """Return the names in a folder, sorted; None when there is no such folder."""
     folder = f"{_real(machine, path)}/"
-    paths = (*_tree(machine), *_links(machine))
-    return sorted({file.removeprefix(folder).split("/")[0] for file in paths if file.startswith(folder)}) or None
+    paths = {single for single, line in SYSTEM.items() if single.startswith(folder) and line(machine) is not None}
+    paths |= {link for link in _links(machine) if link.startswith(folder)}
+    for prefix, provide in PROVIDERS:
+        if prefix.startswith(folder) or folder.startswith(prefix):
+            paths |= {file for file in provide(machine, "") if file.startswith(folder)}
+    return sorted({file.removeprefix(folder).split("/")[0] for file in paths}) or None
 
 
 def boot_id(machine: Machine) -> uuid.UUID:
@@ -65,7 +82,7 @@ def online(machine: Machine) -> int:
 
 def _real(machine: Machine, path: str) -> str:
     """Return the path with its link and then its `..` resolved, as the kernel would."""
-    for link, target in _links(machine).items():
+    for link, target in _links(machine).items() if path.startswith(PCI) else ():
         if path == link or path.startswith(f"{link}/"):
             path = target + path.removeprefix(link)
     return posixpath.normpath(path)
@@ -86,53 +103,29 @@ def _slots(machine: Machine) -> list[GpuState]:
 
 
 def _devices(machine: Machine, real: str) -> dict[str, Text]:
-    """Return the files of the GPU, and of its port, among whose folders a path lies."""
+    """Return the files of the GPU, and of its port, among whose folders a path lies; of all for ''."""
     links = _links(machine)
-    gpu = next((gpu for gpu in _slots(machine) if real.startswith(f"{links[f'{PCI}/{gpu.port}']}/")), None)
-    return _link(machine, gpu) if gpu else {}
+    near = [gpu for gpu in _slots(machine) if not real or real.startswith(f"{links[f'{PCI}/{gpu.port}']}/")]
+    return {path: write for gpu in near for path, write in _link(machine, gpu).items()}
 
 
-def _tree(machine: Machine) -> dict[str, Text]:
-    """Return every file with what writes it."""
-    fixed = {**_system(machine), **_drives(machine)}
-    files: dict[str, Text] = {path: partial(str, line + "\n") for path, line in fixed.items()}
-    files["/proc/cpuinfo"] = partial(_cpuinfo, machine)
-    files["/proc/stat"] = partial(_stat, machine)
-    for nic in machine.nics:
-        files |= _network(machine, nic)
-    for gpu in _slots(machine):
-        files |= _link(machine, gpu)
-        for process in (*processes.compute(gpu), *processes.graphics(gpu)):
-            files[f"/proc/{process.pid}/comm"] = partial(str, f"{process.name}\n")
-    return files
-
-
-def _system(machine: Machine) -> dict[str, str]:
-    """Return the files that hold one line or few of the machine as a whole."""
-    cpu, host = machine.cpu, machine.host
-    dmi = {
-        "board_vendor": host.board_vendor,
-        "board_name": host.board_name,
-        "bios_version": host.bios,
-        "modalias": f"dmi:bvr{host.bios}:rvn{host.board_vendor}:rn{host.board_name}:".replace(" ", ""),
+def _processes(machine: Machine, _real: str) -> dict[str, Text]:
+    """Return what /proc says of those who use a GPU."""
+    return {
+        f"/proc/{process.pid}/comm": partial(str, f"{process.name}\n")
+        for gpu in _slots(machine)
+        for process in (*processes.compute(gpu), *processes.graphics(gpu))
     }
-    driver = {"/proc/driver/nvidia/version": _driver(machine)} if host.driver_loaded else {}
-    return driver | {f"/sys/class/dmi/id/{key}": value for key, value in dmi.items()} | {
-        "/proc/cmdline": host.cmdline,
-        "/proc/loadavg": _loadavg(machine),
-        "/proc/meminfo": f"MemTotal:       {int(cpu.dimms * cpu.dimm_gib * GIB_KIB * MEMORY_FOR_US)} kB",
-        "/proc/net/route": _route(machine.nics.values()),
-        "/proc/sys/kernel/osrelease": host.kernel,
-        "/proc/sys/kernel/hostname": "simulated",
-        "/proc/sys/kernel/random/boot_id": str(boot_id(machine)),
-        "/etc/machine-id": uuid.uuid5(uuid.NAMESPACE_OID, f"{machine.seed}/machine").hex,
-        "/etc/os-release": f'NAME="{host.os_id.title()}"\nVERSION_ID="{host.os_version}"\nID={host.os_id}',
-        "/sys/devices/system/cpu/online": _cpu_list(online(machine)),
-        "/sys/devices/system/cpu/present": _cpu_list(cpu.threads),
-    }  # fmt: skip
 
 
-def _driver(machine: Machine) -> str:
+def _networks(machine: Machine, _real: str) -> dict[str, Text]:
+    """Return the files of every network interface."""
+    return {path: write for nic in machine.nics for path, write in _network(machine, nic).items()}
+
+
+def _driver(machine: Machine) -> str | None:
+    if not machine.host.driver_loaded:
+        return None
     module = MODULES[machine.host.flavour].format(machine.host.driver)
     return f"NVRM version: NVIDIA UNIX {module}\nGCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)"
 
@@ -171,7 +164,7 @@ def _ticks(busy: int, total: int) -> str:
     return f"{busy} 0 0 {total - busy} 0 0 0 0 0 0"
 
 
-def _drives(machine: Machine) -> dict[str, str]:
+def _drives(machine: Machine, _real: str) -> dict[str, Text]:
     """Return the drives' controllers and the statistics of their block devices."""
     spare = range(machine.host.other_drives)
     files = {f"/sys/class/nvme/nvme{len(machine.drives) + i}/state": "live" for i in spare}
@@ -182,7 +175,7 @@ def _drives(machine: Machine) -> dict[str, str]:
             files[f"/sys/dev/block/259:{number}/stat"] = (
                 f"0 0 {moved['read']} 0 0 0 {moved['write']} 0 0 0 0 0 0 0 0 0 0"
             )
-    return files
+    return {path: partial(str, f"{line}\n") for path, line in files.items()}
 
 
 def _network(machine: Machine, name: str) -> dict[str, Text]:
@@ -241,3 +234,53 @@ def _aer(gpu: GpuState, *, counted: bool) -> Mapping[str, Text]:
 def _counters(kinds: Iterable[str], kind: str, count: int, severity: str) -> str:
     lines = [f"{name} {count if name == kind else 0}\n" for name in kinds]
     return "".join([*lines, f"TOTAL_ERR_{severity} {count}\n"])
+
+
+def _modalias(machine: Machine) -> str:
+    host = machine.host
+    return f"dmi:bvr{host.bios}:rvn{host.board_vendor}:rn{host.board_name}:".replace(" ", "")
+
+
+def _meminfo(machine: Machine) -> str:
+    cpu = machine.cpu
+    return f"MemTotal:       {int(cpu.dimms * cpu.dimm_gib * GIB_KIB * MEMORY_FOR_US)} kB"
+
+
+def _os_release(machine: Machine) -> str:
+    host = machine.host
+    return f'NAME="{host.os_id.title()}"\nVERSION_ID="{host.os_version}"\nID={host.os_id}'
+
+
+SYSTEM: dict[str, Callable[[Machine], str | None]] = {
+    "/etc/machine-id": lambda machine: uuid.uuid5(uuid.NAMESPACE_OID, f"{machine.seed}/machine").hex,
+    "/etc/os-release": _os_release,
+    "/proc/cmdline": lambda machine: machine.host.cmdline,
+    "/proc/cpuinfo": _cpuinfo,
+    "/proc/driver/nvidia/version": _driver,
+    "/proc/loadavg": _loadavg,
+    "/proc/meminfo": _meminfo,
+    "/proc/net/route": lambda machine: _route(machine.nics.values()),
+    "/proc/stat": _stat,
+    "/proc/sys/kernel/hostname": lambda _: "simulated",
+    "/proc/sys/kernel/osrelease": lambda machine: machine.host.kernel,
+    "/proc/sys/kernel/random/boot_id": lambda machine: str(boot_id(machine)),
+    "/sys/class/dmi/id/bios_version": lambda machine: machine.host.bios,
+    "/sys/class/dmi/id/board_name": lambda machine: machine.host.board_name,
+    "/sys/class/dmi/id/board_vendor": lambda machine: machine.host.board_vendor,
+    "/sys/class/dmi/id/modalias": _modalias,
+    "/sys/devices/system/cpu/online": lambda machine: _cpu_list(online(machine)),
+    "/sys/devices/system/cpu/present": lambda machine: _cpu_list(machine.cpu.threads),
+}
+"""File of which there is one -> its text without the last line's end; None for no such file."""
+BINARY: dict[str, Callable[[Machine], bytes | None]] = {}
+"""File that is no text -> its bytes; None for no such file."""
+Provider = Callable[[Machine, str], Mapping[str, Text]]
+"""Files of a part of the tree, at least the one of the given path; all of them for ''."""
+PROVIDERS: tuple[tuple[str, Provider], ...] = (
+    (DEVICES, _devices),
+    ("/sys/class/net/", _networks),
+    ("/sys/class/nvme/", _drives),
+    ("/sys/dev/block/", _drives),
+    ("/proc/", _processes),
+)
+"""Beginning of a path -> who knows the files there."""

@@ -152,6 +152,14 @@ class SimWorld:
             raise Unmeasurable(message)
         return text.strip()
 
+    def data(self, path: str) -> bytes:
+        """Return a file of the machine as it is; raises Unmeasurable with the cause."""
+        found = files.data(self.machine, path)
+        if found is None:
+            message = f"{path} cannot be read: No such file or directory"
+            raise Unmeasurable(message)
+        return found
+
     def names(self, path: str) -> list[str]:
         """Return the names in a folder of the machine; raises Unmeasurable with the cause."""
         found = files.names(self.machine, path)
