@@ -6,24 +6,26 @@ it means is the probes' business, so a simulated world only has to answer here.
 
 import contextlib
 import datetime as dt
+import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from pytest_gpuaccept import supervisor
 from pytest_gpuaccept.errors import Unmeasurable
@@ -33,13 +35,22 @@ Record = dict[str, Any]
 """One JSON line of a load."""
 
 CHILD = Path(__file__).parent / "children" / "child.py"
-LOADS = frozenset({"telemetry", "burn", "gemm", "steps", "copies", "memory", "products", "versions"})
+KERNEL_LOG = "/dev/kmsg"
+LOADS = frozenset({
+    "telemetry", "watch", "burn", "gemm", "steps", "copies", "memory", "products", "versions", "cold_read",
+})  # fmt: skip
 """Load scripts that children/scripts.py has."""
-NO_TORCH = frozenset({"telemetry", "versions"})
-"""Those that run without torch; telemetry also without the delivered interpreter."""
+SENSORS = frozenset({"telemetry", "watch"})
+"""Those that only read, under this interpreter."""
+NO_TORCH = SENSORS | {"versions", "cold_read"}
+"""Those that run without torch."""
 CHECK_S = 300.0
 """Seconds that torch may take to come from a cold disk."""
 LOOK_S = 0.5
+SCRATCH, OWNER = r"\.gpuaccept-[0-9a-f]{12}", "owner.lock"
+"""Folders of a run's own, and the file in them that its process keeps locked."""
+MOST_AT_ONCE, MOST_BYTES = 2**16, 2**26
+"""Bytes of a server's answer that are read at a time, and in all."""
 
 
 class Clock(Protocol):
@@ -72,6 +83,21 @@ class Disk:
 
     number: str
     free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered: the status, the body, and where it sends us when that is elsewhere."""
+
+    status: int
+    body: str
+    location: str = ""
+
+    def __str__(self) -> str:
+        """Write `401 Unauthorized`, or `302 Found, sends us to https://login.example/`."""
+        known = self.status in HTTPStatus.__members__.values()
+        said = f"{self.status} {HTTPStatus(self.status).phrase}" if known else f"{self.status}"
+        return f"{said}, sends us to {self.location}" if self.location else said
 
 
 class Load(Protocol):
@@ -149,6 +175,12 @@ class World(Protocol):
     def http(self, url: str, *, timeout: float) -> str:
         """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
 
+    def answer(self, url: str, *, timeout: float) -> Answer:
+        """Return a server's answer, whatever its status, a redirect unfollowed; raises Unmeasurable when none comes."""
+
+    def mark(self, text: str) -> None:
+        """Write a line into the kernel's log; raises Unmeasurable where that is not permitted."""
+
     def look(self, subject: str) -> str:
         """Return what somebody who looks at a thing sees; raises Unmeasurable where only a person can."""
 
@@ -157,6 +189,52 @@ class World(Protocol):
 
     def folder(self, parent: str | None = None) -> AbstractContextManager[str]:
         """Make a folder below `parent`, or for short-lived files; with all in it, it is gone when the block is left."""
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Takes every status for an answer: errors are not raised, and redirects not followed."""
+
+    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:  # noqa: ARG002 - urllib's
+        """Return the response as it is."""
+        return response
+
+    https_response = http_response
+
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _AsItIs)
+"""Opens an address without a proxy."""
+
+
+def _owned(made: Path) -> BinaryIO:
+    """Make a folder whose owner is known by a lock that goes with its process; the folder appears with it.
+
+    Where locks are not to be had it has no owner, and is never taken for one that was left.
+    """
+    draft = made.with_name(f"{made.name}.new")
+    draft.mkdir(mode=0o700)
+    try:
+        owner = (draft / OWNER).open("xb")
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            (draft / OWNER).unlink()
+        draft.rename(made)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return owner
+
+
+def _removed(place: Path) -> bool:
+    """Remove a folder of this user whose owner is gone, and say whether it was one."""
+    with contextlib.suppress(OSError):
+        if place.is_symlink() or place.stat().st_uid != os.geteuid():
+            return False
+        with open(os.open(place / OWNER, os.O_RDWR | os.O_NOFOLLOW), "rb+") as owner:  # noqa: PTH123 - follows no link
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(place)
+            return True
+    return False
 
 
 def _unseen(_record: Record) -> None:
@@ -223,7 +301,7 @@ class LiveWorld:
     ) -> Completed:  # fmt: skip
         """Run a command in a session of its own, so that a Ctrl-C or a hangup is ours to handle."""
         began, left = self.clock.monotonic(), timeout
-        with supervisor.child(argv) as child:
+        with supervisor.command(argv) as child:
             while True:
                 try:
                     out, err = child.communicate(timeout=min(LOOK_S, left) if watch else left)
@@ -239,7 +317,7 @@ class LiveWorld:
     @contextlib.contextmanager
     def start(self, script: str, params: Mapping[str, Any]) -> Iterator[Load]:
         """Start a load in a child; the sensors are read by this interpreter, all else runs under the delivered one."""
-        python = sys.executable if script == "telemetry" else self.python
+        python = sys.executable if script in SENSORS else self.python
         argv, watcher = [python, str(CHILD), script], self.watcher
         seen: Callable[[Record], object] = partial(watcher.record, script, params) if watcher else _unseen
         with supervisor.load(script, argv, params, seen) as running:
@@ -290,17 +368,55 @@ class LiveWorld:
 
     def http(self, url: str, *, timeout: float) -> str:
         """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
+        answer = self.answer(url, timeout=timeout)
+        if answer.status != HTTPStatus.OK:
+            message = f"{url} answers {answer}"
+            raise Unmeasurable(message)
+        return answer.body
+
+    def answer(self, url: str, *, timeout: float) -> Answer:
+        """Return a server's answer, whatever its status; asked directly, past any proxy, and a redirect unfollowed.
+
+        Raises Unmeasurable when none comes within `timeout` s, or more than 64 MiB.
+        """
         if not url.startswith(("http://", "https://")):
             message = f"{url!r} is not an http address"
             raise Unmeasurable(message)
         try:
-            with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310 - checked above
-                return str(answer.read().decode(errors="replace"))
-        except urllib.error.HTTPError as error:
-            message = f"{url} answers {error.code} {error.reason}"
+            with DIRECT.open(url, timeout=timeout) as response:
+                body = self._body(response, self.clock.monotonic() + timeout)
+                return Answer(response.status, body, response.headers.get("Location") or "")
         except (OSError, ValueError, HTTPException) as error:
             message = f"{url} does not answer: {getattr(error, 'reason', error)}"
         raise Unmeasurable(message)
+
+    def _body(self, response: HTTPResponse, until: float) -> str:
+        """Return the text of a response; raises TimeoutError at `until` s, ValueError when it is too long."""
+        read = bytearray()
+        while part := response.read1(MOST_AT_ONCE):
+            read += part
+            if self.clock.monotonic() > until:
+                message = "the answer did not end in time"
+                raise TimeoutError(message)
+            if len(read) > MOST_BYTES:
+                message = f"the answer is longer than {MOST_BYTES} bytes"
+                raise ValueError(message)
+        if len(read) < int(response.headers.get("Content-Length", 0)):
+            message = f"the answer was cut short after {len(read)} bytes"
+            raise ValueError(message)
+        return read.decode(errors="replace")
+
+    def mark(self, text: str) -> None:
+        """Write a line into the kernel's log; raises Unmeasurable where that is not permitted."""
+        try:
+            log = os.open(self._under_root(KERNEL_LOG), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(log, f"<6>{text}\n".encode())
+            finally:
+                os.close(log)
+        except OSError as error:
+            message = f"{KERNEL_LOG} cannot be written: {error.strerror}"
+            raise Unmeasurable(message) from None
 
     def look(self, subject: str) -> str:
         """Refuse: a program cannot look at a machine."""
@@ -327,15 +443,19 @@ class LiveWorld:
         Raises Unmeasurable when it cannot be made; what the block raises passes as it is.
         """
         made = Path(parent or tempfile.gettempdir()) / f".gpuaccept-{uuid.uuid4().hex[:12]}"
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
             try:
-                made.mkdir(mode=0o700)
+                stack.enter_context(_owned(made))
             except OSError as error:
                 message = f"{made.parent} cannot be written: {error.strerror}"
                 raise Unmeasurable(message) from None
             yield str(made)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+
+    def clear(self, parent: str) -> list[str]:
+        """Remove the folders that runs which died left in `parent`, and return them; those of others stay."""
+        left = [place for place in sorted(Path(parent).glob(".gpuaccept-*")) if re.fullmatch(SCRATCH, place.name)]
+        return [str(place) for place in left if _removed(place)]
 
     def _under_root(self, path: str) -> Path:
         return self.root / path.lstrip("/")

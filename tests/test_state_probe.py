@@ -90,7 +90,7 @@ def test_a_card_says_what_it_is(site):
     assert values == {
         "gpu.vbios": "96.00.9F.00.01", "gpu.bar1": 64, "gpu.power.default": 300, "gpu.power.min": 100,
         "gpu.power.max": 400, "gpu.temperature.slowdown": 92, "gpu.temperature.shutdown": 95, "gpu.mig": False,
-        "gpu.ecc.mode": True, "gpu.compute_mode": "default",
+        "gpu.ecc.mode": True, "gpu.compute_mode": "default", "gpu.gsp": "590.48.01", "gpu.pcie.slot": True,
     }  # fmt: skip
     assert said["gpu.mig"].note == "the card has no MIG"
 

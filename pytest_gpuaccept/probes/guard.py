@@ -1,14 +1,16 @@
-"""What stops a load before it does harm: a card near its shutdown, or one that nobody sees any more.
+"""What stops a load before it does harm: a card near its shutdown, a fatal error, or one that nobody sees any more.
 
 Owns the limits of safety, which are no limits of the contract. Must not judge.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import Card, amount
+from pytest_gpuaccept.probes.fatal import Fatal
 from pytest_gpuaccept.world import Load, Record
 
 MARGIN_C = 2.0
@@ -31,15 +33,22 @@ class Guard:
     watch: Load
     shutdown_c: Mapping[str, float | None]
     since: float
+    fatal: Fatal
+    stopped: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def over(cls, site: Site, cards: Mapping[str, Card], loads: Mapping[str, Load], watch: Load) -> "Guard":
         """Return a guard from now on; thresholds are read here, for a call on a card that is lost may hang."""
         limits = {device: shutdown_c(site, own) for device, own in cards.items()}
-        return cls(site, cards, loads, watch, limits, site.world.clock.monotonic())
+        return cls(site, cards, loads, watch, limits, site.world.clock.monotonic(), Fatal(site, cards))
 
     def look(self) -> None:
-        """Raise Unmeasurable when a card under load is too hot, has lost the sensor that it had, or nobody watches."""
+        """Raise Unmeasurable when a card is too hot, has lost its sensor, or nobody watches.
+
+        The load of a card in fatal trouble is ended; the other cards go on.
+        """
+        for device, reason in self.fatal.look().items():
+            self._stop(device, reason)
         if not self.watch.records and self.site.world.clock.monotonic() > self.since + BLIND_S:
             message = f"stopped: no sensor of any card was read for {BLIND_S:.0f} s"
             raise Unmeasurable(message)
@@ -58,6 +67,13 @@ class Guard:
             if not degrees and self._had_sensor(own):
                 message = f"stopped: {device} has shown no temperature for {BLIND_S:.0f} s"
                 raise Unmeasurable(message)
+
+    def _stop(self, device: str, reason: str) -> None:
+        """End the load of a card, unless it has ended by itself."""
+        if not self.loads[device].ended:
+            self.stopped[device] = reason
+            with suppress(Unmeasurable):
+                self.loads[device].stop()
 
     def wait(self, timeout: float) -> dict[str, str]:
         """Wait for the end of all loads, and return why those that did not end well did not.
@@ -79,7 +95,9 @@ class Guard:
         found = {}
         for device, load in self.loads.items():
             try:
-                if load.ended:
+                if device in self.stopped:
+                    found[device] = self.stopped[device]
+                elif load.ended:
                     load.stop()
                 else:
                     found[device] = cut

@@ -13,8 +13,9 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import aer
+from pytest_gpuaccept.probes.aer import PCI, normal_address
 from pytest_gpuaccept.probes.cards import Card, Window, batches, check_lasted, usable, window
-from pytest_gpuaccept.probes.events import PCI, normal_address, port_above
 from pytest_gpuaccept.probes.together import keep
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
@@ -28,7 +29,6 @@ SETTLE_S = 0.5
 """Seconds of a link's load that are not looked at: it rises from Gen1 meanwhile."""
 GRACE_S = 300.0
 """Seconds that a load may take besides: torch from a cold disk, a CUDA context."""
-MOST_HOPS = 16
 LINK = ("gen", "width")
 """What a sample says of NVML's link and, in this order, of each hop."""
 NVML = "NVML"
@@ -79,10 +79,7 @@ def _idle_generation(site: Site, own: Card) -> Outcome:
 
 def hops(site: Site, own: Card) -> tuple[str, ...]:
     """Return the PCI addresses from the GPU up to its root port; the GPU's alone where its ports are hidden."""
-    found = [normal_address(own.bus_id)]
-    while len(found) < MOST_HOPS and (port := port_above(site, found[-1])) and port not in found:
-        found.append(port)
-    return tuple(found)
+    return aer.hops(site, normal_address(own.bus_id))
 
 
 def folders(above: Sequence[str]) -> list[str]:

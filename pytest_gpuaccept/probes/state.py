@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpuaccept.children.telemetry import field_value
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.cards import card, compute_mode, mig_mode
-from pytest_gpuaccept.probes.events import attempt, begun
+from pytest_gpuaccept.probes.since import attempt, begun
 
 MIB = 2**20
 HIDDEN_MIB = 256
@@ -44,6 +45,7 @@ ROWS = Metric(
 )  # fmt: skip
 PENDING = Metric("gpu.remap.pending", "A row waits to be remapped", "flag", "gpu", needs="row_remap")
 FAILED = Metric("gpu.remap.failed", "A row could not be remapped", "flag", "gpu", needs="row_remap")
+RECOVERY = Metric("gpu.recovery", "What the driver wants done to the card", "text", "gpu")
 PAGES = Metric("gpu.retired_pages", "Retired memory pages", "count", "gpu", needs="retired_pages")
 
 
@@ -63,6 +65,19 @@ def _threshold(name: str) -> Callable[[Any, Any], Said]:
 def _limits(place: int) -> Callable[[Any, Any], Said]:
     """Return what reads the lowest (0) or highest (1) power limit that the board takes, in W."""
     return lambda nvml, h: nvml.nvmlDeviceGetPowerManagementLimitConstraints(h)[place] / 1000
+
+
+def _slot(nvml: Any, handle: Any) -> Said:  # noqa: ANN401 - the binding is untyped
+    """Say whether card and slot together can do what the card alone can; NVML's own maximum is of both together."""
+    both, alone = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetGpuMaxPcieLinkGeneration(handle)
+    return both >= alone, f"Gen{both} here, Gen{alone} the card alone"
+
+
+def _gsp(nvml: Any, handle: Any) -> Said:  # noqa: ANN401 - the binding is untyped
+    """Return the version of the firmware of the GPU system processor, `off` where the driver does its work."""
+    on, _ = nvml.nvmlDeviceGetGspFirmwareMode(handle)
+    version = nvml.nvmlDeviceGetGspFirmwareVersion(handle) if on else b"off"
+    return version.decode(errors="replace") if isinstance(version, bytes) else str(version)
 
 
 IDENTITY: dict[Metric, Callable[[Any, Any], Said]] = {
@@ -86,6 +101,8 @@ IDENTITY: dict[Metric, Callable[[Any, Any], Said]] = {
         nvml.nvmlDeviceGetEccMode(h)[0] == nvml.NVML_FEATURE_ENABLED
     ),
     Metric("gpu.compute_mode", "Compute mode", "text", "gpu"): compute_mode,
+    Metric("gpu.pcie.slot", "The slot allows the card's own PCIe generation", "flag", "gpu"): _slot,
+    Metric("gpu.gsp", "Firmware of the GPU system processor", "text", "gpu"): _gsp,
 }
 """What NVML says of one card besides what was ordered by name."""
 
@@ -277,7 +294,36 @@ def remap(site: Site) -> Iterator[Outcome]:
         yield NotMeasured(PAGES.id, site.device, f"retired pages: {error}")
 
 
+# recovery ------------------------------------------------------------------------------------
+
+RECOVERY_FIELD = 230
+"""NVML_FI_DEV_GET_GPU_RECOVERY_ACTION (nvml.h), by number, since older bindings lack the name."""
+ACTIONS = (
+    "none", "reset the GPU", "restart the machine", "drain peer-to-peer traffic", "drain it and reset the GPU",
+    "recover the IMEX domain", "reset its bus", "restart the system",
+)  # fmt: skip
+"""NVML_GPU_RECOVERY_ACTION_*, by number."""
+
+
+def recovery(site: Site) -> Iterator[Outcome]:
+    """Yield what the driver wants done to the card before it is used again."""
+    nvml, own = site.world.nvml(), card(site, site.device)
+    try:
+        (answer,) = nvml.nvmlDeviceGetFieldValues(own.handle, [RECOVERY_FIELD])
+    except nvml.NVMLError as error:
+        message = f"the recovery action of {site.device}: {error}"
+        raise Unmeasurable(message) from None
+    if answer.nvmlReturn != nvml.NVML_SUCCESS:
+        message = (
+            f"the recovery action of {site.device}: {nvml.NVMLError(answer.nvmlReturn)}; update to driver 565 or later"
+        )
+        raise Unmeasurable(message)
+    number = int(field_value(nvml, answer))
+    yield site.measured(RECOVERY, ACTIONS[number] if 0 <= number < len(ACTIONS) else f"unknown action {number}")
+
+
 PROBES = (
+    Probe("gpu.recovery", "final", "gpu", (RECOVERY,), recovery, driver=True),
     Probe("gpu.remap", "final", "gpu", (ROWS, PENDING, FAILED, PAGES), remap, driver=True),
     Probe("gpu.processes", "final", "gpu", (BEFORE, AFTER), processes, driver=True, before=users),
     Probe("gpu.state", "final", "gpu", (UNCHANGED,), unchanged, driver=True, before=settings),

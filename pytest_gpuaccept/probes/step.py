@@ -13,6 +13,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import aer, xid
 from pytest_gpuaccept.probes.burnt import REHEARSED, unchecked
 from pytest_gpuaccept.probes.cards import (
     LEAST_BUSY,
@@ -22,24 +23,17 @@ from pytest_gpuaccept.probes.cards import (
     amount,
     batches,
     flaws,
+    ran_on,
+    tally,
     usable_cards,
     window,
 )  # fmt: skip
-from pytest_gpuaccept.probes.events import (
-    Carrier,
-    Reading,
-    Seen,
-    arming,
-    attempt,
-    check_same_boot,
-    interface_of,
-    link_errors,
-    new_messages,
-    read_carrier,
-    read_link,
-    xid_events,
-)  # fmt: skip
-from pytest_gpuaccept.probes.links import by_hop, folders, hops, places
+from pytest_gpuaccept.probes.events import Reading, link_errors, read_link
+from pytest_gpuaccept.probes.kernel_log import SETTLE_S, KernelLog, new_records, read_log
+from pytest_gpuaccept.probes.links import LINK, by_hop, folders, hops, places
+from pytest_gpuaccept.probes.nic import flaps
+from pytest_gpuaccept.probes.ports import Carrier, read_carriers
+from pytest_gpuaccept.probes.since import Seen, attempt, check_same_boot
 from pytest_gpuaccept.probes.together import run_together
 from pytest_gpuaccept.world import Record
 
@@ -54,14 +48,13 @@ TOGETHER_S = 1.0
 """Seconds within which all cards must rise, and over which a rise of power is taken."""
 POWER_RISE = 1.5
 """Power under load over power at rest, at least; cards draw five times as much and more."""
-AFTER_S = 2.0
-"""Seconds until what the steps did stands in the kernel log."""
 GRACE_S = 60.0
+NOT_ORDERED = "nothing says which PCIe {} {} must have: give the profile its gpu.pcie.* lines, or a card with its facts"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """When the steps were: the first began `at` s of the world's clock."""
+    """When the steps were: the rest before the first began `at` s of the world's clock."""
 
     count: int
     on_s: float
@@ -71,7 +64,7 @@ class Plan:
 
     def due(self, step: int) -> float:
         """Return when a step began, in s."""
-        return self.at + step * (self.on_s + self.off_s)
+        return self.at + self.off_s + step * (self.on_s + self.off_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,11 @@ class Stepped:
     since: float
     left: Mapping[str, str]
 
+    def own(self, device: str) -> Sequence[Record]:
+        """Return what the load of a card wrote, where it ran on that card; else nothing."""
+        records = self.records.get(device, ())
+        return records if device in self.cards and ran_on(self.cards[device], records) else ()
+
     def window(self, device: str, began: float, ended: float) -> Window:
         """Return a card's telemetry between two times, each hop a reading of its own."""
         own = self.cards[device]
@@ -101,17 +99,17 @@ class Moment:
     """The channels of events at one time: each card's link and log, each network's carrier."""
 
     links: Mapping[str, Reading | Unmeasurable]
-    carriers: Mapping[str, Carrier | Unmeasurable]
+    carriers: Mapping[str, Sequence[Carrier] | Unmeasurable]
 
 
 def step(site: Site) -> Iterator[Outcome]:
     """Step all GPUs together; yield the steps and errors of each, the events meanwhile, and the power's swing."""
     found, left = usable_cards(site)
     above = {device: hops(site, own) for device, own in found.items()}
-    before = _moment(site, above)
+    before = _moment(site, found, above)
     stepped = _run(site, found, above, left)
-    site.world.clock.sleep(AFTER_S)
-    after = _moment(site, above)
+    site.world.clock.sleep(SETTLE_S)
+    after = _moment(site, found, above)
     rises = {device: attempt(partial(_rises, stepped, device)) for device in stepped.cards}
     for device in site.profile.devices.get("gpu", ()):
         yield _steps(site, rises, stepped, device)
@@ -129,7 +127,7 @@ def _run(
     job = {"count": plan.count, "on_s": plan.on_s, "off_s": plan.off_s}
     chains = {own.uuid: folders(above[device]) for device, own in found.items()}
     watched = {"period_s": plan.period_s, "links": chains}
-    timeout = plan.count * (plan.on_s + plan.off_s) + GRACE_S
+    timeout = plan.due(plan.count) + GRACE_S
     ran = run_together(site, "gpu.step", found, "steps", job, watched=watched, meanwhile=lambda g: g.wait(timeout))
     dead = dict(ran.died)
     try:
@@ -200,18 +198,18 @@ def _steps(site: Site, rises: Rises, stepped: Stepped, device: str) -> Outcome:
 
 def _errors(site: Site, rises: Rises, stepped: Stepped, device: str) -> Outcome:
     """Return a card's wrong products; none seen needs every step, its load and a rehearsal of the detector."""
-    records = stepped.records.get(device, ())
+    records = stepped.own(device)
+    timed = [record for record in records if record.get("kind") == "batch"]
+    wrong, checked = (math.ceil(tally(timed, key)[0]) for key in ("wrong", "checked"))
+    flaw = next(filter(None, flaws(records)), "")
+    if flaw or wrong:
+        note = f"the product itself is wrong: {flaw}" if flaw else f"of {checked} products"
+        found, samples = max(checked, 1) if flaw else wrong, max(checked, 1)
+        return site.measured(ERRORS, found, device=device, samples=samples, note=note)
     try:
-        timed = batches(stepped.cards[device], records, "batch") if device in stepped.cards else []
-        checked = int(sum(amount(batch, "checked") for batch in timed))
-        wrong = math.ceil(sum(amount(batch, "wrong") for batch in timed))
-        flaw = next(filter(None, flaws(records)), "")
-        if flaw or wrong:
-            note = f"the product itself is wrong: {flaw}" if flaw else f"of {checked} products"
-            return site.measured(ERRORS, max(checked, 1) if flaw else wrong, device=device, samples=checked, note=note)
         proof = _proof(rises.get(device), stepped, device, checked)
     except Unmeasurable as error:
-        return NotMeasured(ERRORS.id, device, stepped.left.get(device) or str(error))
+        return NotMeasured(ERRORS.id, device, str(error))
     return site.measured(ERRORS, 0, device=device, samples=checked, proof=proof)
 
 
@@ -237,25 +235,22 @@ def _proof(own: list[float | None] | Unmeasurable | None, stepped: Stepped, devi
 # events --------------------------------------------------------------------------------------
 
 
-def _moment(site: Site, above: Mapping[str, Sequence[str]]) -> Moment:
+def _moment(site: Site, found: Mapping[str, Card], above: Mapping[str, Sequence[str]]) -> Moment:
     nics = [replace(site, device=nic) for nic in site.profile.devices.get("nic", ())]
     return Moment(
-        {device: attempt(partial(read_link, site, chain[0], chain[1] if len(chain) > 1 else ""))
+        {device: attempt(partial(read_link, site, tuple(chain), found[device].uuid))
          for device, chain in above.items()},
-        {nic.device: attempt(partial(_carrier, nic)) for nic in nics},
+        {nic.device: attempt(partial(read_carriers, nic)) for nic in nics},
     )  # fmt: skip
-
-
-def _carrier(nic: Site) -> Carrier:
-    return read_carrier(nic, interface_of(nic))
 
 
 def _events(site: Site, stepped: Stepped, before: Moment, after: Moment) -> Outcome:
     """Return the events of all channels; none seen needs every channel, and all cards in every step."""
     seen = [Seen(0, tuple(f"{device}: {reason}" for device, reason in stepped.left.items()), "")]
+    log = attempt(partial(read_log, site))
     try:
         for device, start in before.links.items():
-            seen += _of_card(site, start, after.links[device], device)
+            seen += _of_card(site, log, start, after.links[device], device)
             seen.append(_lost_links(site, stepped, device))
         for nic, begun in before.carriers.items():
             seen.append(_of_nic(begun, after.carriers[nic]))
@@ -267,7 +262,9 @@ def _events(site: Site, stepped: Stepped, before: Moment, after: Moment) -> Outc
     return total.outcome(site, EVENTS, proof, {"cards": len(stepped.cards), "networks": len(before.carriers)})
 
 
-def _of_card(site: Site, start: Reading | Unmeasurable, end: Reading | Unmeasurable, device: str) -> Iterator[Seen]:
+def _of_card(
+    site: Site, log: KernelLog | Unmeasurable, start: Reading | Unmeasurable, end: Reading | Unmeasurable, device: str
+) -> Iterator[Seen]:
     """Yield a card's uncorrected PCIe errors and its Xids; raises Unmeasurable when the machine was started anew.
 
     Corrected errors have a line of their own, which allows some: one of them here must not reject a machine.
@@ -276,28 +273,27 @@ def _of_card(site: Site, start: Reading | Unmeasurable, end: Reading | Unmeasura
         yield Seen(0, tuple(f"{device}: {of}" for of in (start, end) if isinstance(of, Unmeasurable)), "")
         return
     check_same_boot(start.boot, end.boot)
-    fresh, lacking = new_messages(start.log, end.log)
-    unarmed = arming(site, end.log)
-    errors = link_errors(start, end, "uncorrected", fresh, unarmed)
+    fresh, lacking = new_records(start.log, log)
+    messages = [record.message for record in fresh]
+    deaf = aer.deaf(site, start.above, "uncorrected", log)
+    errors = link_errors(start, end, "uncorrected", messages, deaf)
     yield replace(errors, note=f"{device}: uncorrected PCIe errors, {errors.note}")
-    xids = xid_events(fresh, start.address, lacking)
+    xids = xid.of_gpu(messages, start.address, lacking)
     yield replace(xids, note=f"{device}: {xids.note}")
 
 
-def _of_nic(start: Carrier | Unmeasurable, end: Carrier | Unmeasurable) -> Seen:
+def _of_nic(start: Sequence[Carrier] | Unmeasurable, end: Sequence[Carrier] | Unmeasurable) -> Seen:
     """Return how often a network's link went down; raises Unmeasurable when the machine was started anew."""
     if isinstance(start, Unmeasurable) or isinstance(end, Unmeasurable):
         return Seen(0, tuple(str(of) for of in (start, end) if isinstance(of, Unmeasurable)), "")
-    check_same_boot(start.boot, end.boot)
-    if end.changes < start.changes:
-        return Seen(0, (f"carrier_changes of {start.interface} went down: its driver was loaded anew",), "")
-    return Seen((end.changes - start.changes + 1) // 2, (), f"{start.interface} went down")
+    return flaps(start, end)
 
 
 def _lost_links(site: Site, stepped: Stepped, device: str) -> Seen:
     """Count the steps in whose second half the card's link was below the ordered one."""
-    ordered = {name: limit for name in ("gen", "width") if (limit := _ordered(site, name)) is not None}
-    lost, lacking = list[str](), list[str]()
+    ordered = {name: limit for name in LINK if (limit := _ordered(site, name)) is not None}
+    unordered = " and ".join(name for name in LINK if name not in ordered)
+    lost, lacking = list[str](), [NOT_ORDERED.format(unordered, device)] if unordered else []
     for number in range(stepped.plan.count):
         try:
             lost += [str(number + 1)] if _below(stepped, device, number, ordered) else []
@@ -307,10 +303,11 @@ def _lost_links(site: Site, stepped: Stepped, device: str) -> Seen:
 
 
 def _ordered(site: Site, name: str) -> float | None:
-    """Return the generation or width that the profile demands, None where it demands none."""
-    line = site.profile.lines.get(f"gpu.pcie.{name}")
+    """Return the generation or width that the profile demands, else the card's own, None where nobody says it."""
+    line, card = site.profile.lines.get(f"gpu.pcie.{name}"), site.profile.card
     limit = None if line is None else line.min if line.equals is None else line.equals
-    return float(limit) if isinstance(limit, int | float) else None
+    own = {"gen": card.facts.pcie_gen, "width": card.facts.pcie_width}[name] if card else None
+    return float(limit) if isinstance(limit, int | float) else own
 
 
 def _below(stepped: Stepped, device: str, number: int, ordered: Mapping[str, float]) -> bool:
@@ -346,9 +343,8 @@ def _swing(site: Site, stepped: Stepped) -> Outcome:
 
 def _summed(stepped: Stepped) -> tuple[str, list[tuple[float, float]]]:
     """Return the power of all cards over time and the reading that it is; raises Unmeasurable where one lacks it."""
-    began, ended = stepped.plan.at, stepped.plan.due(stepped.plan.count)
-    first = max(began - stepped.plan.off_s, stepped.since)
-    windows = [stepped.window(device, first, ended - stepped.plan.off_s) for device in stepped.cards]
+    first, ended = max(stepped.plan.at, stepped.since), stepped.plan.due(stepped.plan.count) - stepped.plan.off_s
+    windows = [stepped.window(device, first, ended) for device in stepped.cards]
     name = "power_instant" if all("power_instant" in s for of in windows for s in of.samples) else "power"
     for of in windows:
         of.values(name)

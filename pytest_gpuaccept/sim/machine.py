@@ -38,6 +38,8 @@ LEAST_POWER = 0.2
 """[E] Share of the power that the governor leaves."""
 PREHEAT_C_PER_W = 2.5 / 225
 """[E] Air behind a CPU: P / (1.2 kg/m3 x 1005 J/kgK x 0.075 m3/s) is 2.5 C at 225 W."""
+CPU_REST_C, CPU_TAU_S = 10.0, 8.0
+"""[E] Rise of a CPU at rest over the room, and the lag of its temperature."""
 COPY_POWER = 0.3
 """[E] Share of the dynamic power that a copy draws."""
 LINK_SLEEP_S = 2.0
@@ -75,7 +77,7 @@ class GpuState:
     def step(self, seconds: float, ambient_c: float) -> None:
         """Let power and heat move for `seconds` in air of `ambient_c`."""
         p, load = self.p, self.load
-        dynamic = p.limit_w - p.idle_w
+        dynamic = p.limit_w * (1.0 + p.over_limit) - p.idle_w
         target = p.idle_w + (load * dynamic * self.throttle * (1.0 - p.power_brake) if load else 0.0)
         self.power += (target - self.power) * min(1.0, seconds / POWER_LAG_S)
         settled = ambient_c + p.resistance_c_per_w * p.airflow * (self.power - p.idle_w)
@@ -189,12 +191,17 @@ class Change:
 
 @dataclass(slots=True)
 class LogLine:
-    """One record of the kernel log."""
+    """One record of the kernel log; `facility` tells what a program wrote from the kernel's own."""
 
     at: float
     priority: int
     message: str
     device: str = ""
+    facility: int = 0
+
+
+USER = 1
+"""Facility of what programs write into the kernel log (syslog.h: LOG_USER)."""
 
 
 class ScriptClock:
@@ -282,11 +289,18 @@ class Machine:
         self.running: list[str] = []
         self.changes: list[Change] = []
         self.scripts: list[Script] = []
+        self.services: list[Script] = []
         self.written: dict[str, str] = {}
+        self.said = set[str]()
+        self.was_loaded = False
         self.preheat_c = 0.0
         self.cpu_busy_s = 0.0
+        self.cpu_c = host.room_c + CPU_REST_C
+        self.held: list[int] = []
+        self.killed = 0
         self.worked_s: dict[int, float] = {}
         self.moved = {name: {"read": 0, "write": 0} for name in drives}
+        self.drive_busy_s = dict.fromkeys(drives, 0.0)
         self.flapped = dict.fromkeys(nics, 0)
         self.mounts: dict[str, str] = {}
         self.engines: frozenset[str] = frozenset({"vllm", "llamacpp"})
@@ -311,9 +325,10 @@ class Machine:
         named |= {f"gpu{g.index}": g.p for g in self.gpus}
         return (named | self.drives | self.nics).get(name)
 
-    def say(self, message: str, *, priority: int = 6, device: str = "") -> None:
-        """Write a line into the kernel log."""
-        self.log.append(LogLine(self.now, priority, message, device))
+    def say(self, message: str, *, priority: int = 6, device: str = "", facility: int = 0) -> None:
+        """Write a line into the kernel log; nobody does once its log has stopped."""
+        if not self.host.log_stopped:
+            self.log.append(LogLine(self.now, priority, message, device, facility))
 
     # time ------------------------------------------------------------------------------------
 
@@ -326,13 +341,15 @@ class Machine:
             self.now += step
             if self.changes:
                 self._apply()
-            for script in tuple(self.scripts):
+            for script in (*self.services, *self.scripts):
                 script.resume(self.now)
 
     def _step(self, seconds: float) -> None:
         cpu_c = self.cpu_load * self.cpu.power_w * PREHEAT_C_PER_W
         self.preheat_c += (cpu_c - self.preheat_c) * min(1.0, seconds / 10.0)
         self.cpu_busy_s += self.cpu_load * seconds
+        warm = self.host.room_c + CPU_REST_C + self.cpu_load * self.cpu.rise_c
+        self.cpu_c += (warm - self.cpu_c) * min(1.0, seconds / CPU_TAU_S)
         if self.cpu_load:
             self._work(seconds)
         ambient = self.host.room_c + self.preheat_c
@@ -344,7 +361,9 @@ class Machine:
             if gpu.p.lost and gpu.p.present:
                 self._fall(gpu)
         if self.running:
+            self.was_loaded = True
             self._flap()
+            self._complain()
 
     def _work(self, seconds: float) -> None:
         """Count the time that each of the reached CPUs worked, by how many were not reached then."""
@@ -359,7 +378,7 @@ class Machine:
         gpu.corrected += p.aer_corrected_per_min * seconds / 60.0
         gpu.replays += p.replays_per_min * seconds / 60.0
         for _ in range(before, int(gpu.corrected)):
-            self._log_aer(gpu, "Correctable", "RxErr")
+            self._log_aer(gpu, "Correctable", p.aer_kind)
         if p.aer_uncorrected > gpu.uncorrected:
             gpu.uncorrected = p.aer_uncorrected
             self._log_aer(gpu, "Uncorrectable (Non-Fatal)", "TLP")
@@ -387,6 +406,12 @@ class Machine:
         self.say(f"nvidia {seen}: PCIe Bus Error: severity={severity}, type=Physical Layer, (Receiver ID)",
                  priority=4, device=seen)  # fmt: skip
         self.say(f"nvidia {seen}:    [ 0] {kind}                  (First)", priority=4, device=seen)
+
+    def _complain(self) -> None:
+        """Let the kernel say, once, what a fault has it say."""
+        if self.host.kernel_says and self.host.kernel_says not in self.said:
+            self.said.add(self.host.kernel_says)
+            self.say(self.host.kernel_says, priority=3)
 
     def _flap(self) -> None:
         steps = max((gpu.steps for gpu in self.gpus), default=0)

@@ -6,27 +6,38 @@ Owns nothing but the dispatch: files, tools, loads and NVML each have a module o
 import contextlib
 import datetime as dt
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
+from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.profile import Profile
-from pytest_gpuaccept.sim import files, fio, stress, tools
+from pytest_gpuaccept.sim import bmc, drive_files, files, fio, monitoring, stress, tools, upkeep
 from pytest_gpuaccept.sim.build import build
 from pytest_gpuaccept.sim.loads import SCRIPTS
-from pytest_gpuaccept.sim.machine import START, TICK, Machine, Script
+from pytest_gpuaccept.sim.machine import START, TICK, USER, Machine, Script, ScriptClock
 from pytest_gpuaccept.sim.nvml import binding
 from pytest_gpuaccept.sim.scenario import Scenario
-from pytest_gpuaccept.world import Clock, Completed, Disk, Load, Record
+from pytest_gpuaccept.world import LOOK_S, Answer, Clock, Completed, Disk, Load, Record
 
 COMMAND_S = 0.05
 """[E] Seconds that a small tool takes."""
 GIB = 2**30
 
 Command = Callable[[Machine, Sequence[str]], tuple[int, str, str]]
-COMMANDS: dict[str, Command] = {**tools.COMMANDS, "fio": fio.run, "stress-ng": stress.run}
+COMMANDS: dict[str, Command] = {
+    **tools.COMMANDS, **upkeep.COMMANDS, **bmc.COMMANDS, "fio": fio.run, "stress-ng": stress.run,
+}  # fmt: skip
+
+
+def _looking(watch: Callable[[], object], clock: ScriptClock) -> Generator[Record, Record | None, None]:
+    """Look on as a live world does while a command runs."""
+    while True:
+        watch()
+        clock.sleep(LOOK_S)
+        yield {}
 
 
 class SimClock:
@@ -97,6 +108,9 @@ class SimWorld:
         """Build the machine; raises InputError when the scenario does not fit it."""
         self.machine = build(profile, scenario)
         self.machine.started = started
+        self._looking = False
+        monitoring.watch(self.machine)
+        bmc.watch(self.machine)
         self.clock: Clock = SimClock(self.machine)
 
     def has(self, tool: str) -> bool:
@@ -115,8 +129,9 @@ class SimWorld:
         if argv[0] not in COMMANDS:
             message = f"{argv[0]} cannot be started: No such file or directory"
             raise Unmeasurable(message)
-        status, out, err = COMMANDS[argv[0]](self.machine, argv)
-        self.machine.advance(COMMAND_S)
+        with self._watched(watch):
+            status, out, err = COMMANDS[argv[0]](self.machine, argv)
+            self.machine.advance(0.0 if self._looking else COMMAND_S)
         seconds = self.machine.now - began
         if watch:
             watch()
@@ -124,6 +139,29 @@ class SimWorld:
             message = f"{argv[0]} was still running after {timeout:g} s and was ended"
             raise Unmeasurable(message)
         return Completed(tuple(argv), status, out, err, seconds)
+
+    @contextlib.contextmanager
+    def _watched(self, watch: Callable[[], object] | None) -> Iterator[None]:
+        """Call `watch` now and then while the block lets time pass; what it raised is raised at the end."""
+        looking = Script("watch", partial(_looking, partial(self._look_on, watch)), self.machine)
+        if watch:
+            self.machine.scripts.append(looking)
+        try:
+            yield
+        finally:
+            if watch:
+                self.machine.scripts.remove(looking)
+        if looking.death:
+            raise Unmeasurable(looking.death)
+
+    def _look_on(self, watch: Callable[[], object] | None) -> None:
+        """Call `watch`; the tools that it runs take no time, for time is passing already."""
+        self._looking = True
+        try:
+            if watch:
+                watch()
+        finally:
+            self._looking = False
 
     @contextlib.contextmanager
     def start(self, script: str, params: Mapping[str, Any]) -> Iterator[Load]:
@@ -168,24 +206,40 @@ class SimWorld:
             raise Unmeasurable(message)
         return sorted(found)
 
-    def http(self, url: str, *, timeout: float) -> str:  # noqa: ARG002 - the seam's signature; no answer is slow
+    def http(self, url: str, *, timeout: float) -> str:
+        """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
+        answer = self.answer(url, timeout=timeout)
+        if answer.status != HTTPStatus.OK:
+            message = f"{url} answers {answer}"
+            raise Unmeasurable(message)
+        return answer.body
+
+    def answer(self, url: str, *, timeout: float) -> Answer:  # noqa: ARG002 - the seam's signature; no answer is slow
         """Return what a server of the machine answers; raises Unmeasurable when none does."""
-        body = tools.http(self.machine, url)
-        if body is None:
+        answer = monitoring.answer(self.machine, url)
+        if answer is None:
             message = f"{url} does not answer: Connection refused"
             raise Unmeasurable(message)
-        return body
+        return answer
+
+    def mark(self, text: str) -> None:
+        """Write a line into the kernel's log, as a program does."""
+        self.machine.say(text, facility=USER)
 
     def look(self, subject: str) -> str:
         """Return what somebody who looks at the simulated machine sees."""
-        seen = {"power supplies": self.machine.host.psu, "chassis": self.machine.host.chassis}.get(subject)
-        if not seen:
+        host = self.machine.host
+        looks = {"power supplies": host.psu, "chassis": host.chassis, "cabling": host.cabling}
+        rating = f"{host.psu_rating_w}" if host.psu_rating_w else ""
+        if not (seen := {**looks, "rating of the power supplies": rating}.get(subject)):
             message = f"nobody described the {subject} of the simulated machine"
             raise Unmeasurable(message)
         return seen
 
     def disk(self, path: str) -> Disk:
         """Return what is behind a folder; raises Unmeasurable when no drive is mounted there."""
+        if path == "/":
+            return Disk(drive_files.SYSTEM_DISK, int(self.machine.host.disk_gb * 1e9 / 2))
         drive = self.machine.mounts.get(path)
         if drive is None or not self.machine.drives[drive].present:
             message = f"{path} is not a folder"

@@ -1,0 +1,73 @@
+"""What the simulated kernel counts and keeps: uptime, taint, memory errors, file systems, crashes, AER's ports.
+
+Owns what stands in these files. Everything is worked out of the model when it is read; keeps no state, and
+knows nobody who reads.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pytest_gpuaccept.sim.drive_files import block_name, present
+from pytest_gpuaccept.sim.machine import UPTIME_S, Machine
+
+Text = Callable[[], str]
+
+MODULES = 1 << 0 | 1 << 12 | 1 << 13
+"""Taint of a proprietary module that is none of the kernel's own and not signed by it."""
+AER_PORTS = "/sys/bus/pci_express/drivers/aer/"
+PSTORE = "/sys/fs/pstore"
+EDAC = "/sys/devices/system/edac/mc/mc0/"
+
+
+def uptime(machine: Machine) -> str:
+    """Return the seconds since the machine started, and those that its CPUs were idle."""
+    up = UPTIME_S + machine.now
+    return f"{up:.2f} {0.9 * up * machine.cpu.threads:.2f}"
+
+
+def tainted(machine: Machine) -> str:
+    """Return the kernel's taint."""
+    return f"{MODULES | machine.host.taint}"
+
+
+def memory_errors(machine: Machine, _real: str) -> Mapping[str, Text]:
+    """Return what the memory controller has counted."""
+    cpu, loaded = machine.cpu, machine.was_loaded
+    if not cpu.edac:
+        return {}
+    counts = {"ce_count": cpu.memory_corrected, "ue_count": cpu.memory_uncorrected}
+    return {f"{EDAC}{file}": partial(str, f"{count if loaded else 0}\n") for file, count in counts.items()}
+
+
+def volumes(machine: Machine, _real: str) -> Mapping[str, Text]:
+    """Return the errors of each drive's file system."""
+    return {
+        f"/sys/fs/ext4/{block_name(machine, device)}/errors_count": partial(
+            str, f"{drive.file_errors if machine.was_loaded else 0}\n"
+        )
+        for _, device, drive in present(machine)
+    }  # fmt: skip
+
+
+def ports(machine: Machine, _real: str) -> Mapping[str, Text]:
+    """Return the ports whose errors the kernel's AER driver receives."""
+    heard = [gpu.port for gpu in machine.gpus if gpu.p.present] if machine.host.aer_armed else []
+    return {f"{AER_PORTS}bind": str} | {f"{AER_PORTS}{port}:pcie002/uevent": str for port in heard}
+
+
+def crashes(machine: Machine, _real: str) -> Mapping[str, Text]:
+    """Return what earlier boots left of their crashes."""
+    return {f"{PSTORE}/dmesg-efi-{n}": lambda: "Oops#1 Part1\n" for n in range(machine.host.crashes)}
+
+
+FILES: dict[str, Callable[[Machine], str | None]] = {"/proc/uptime": uptime, "/proc/sys/kernel/tainted": tainted}
+"""File of which there is one -> its text without the last line's end."""
+PROVIDERS: tuple[tuple[str, Callable[[Machine, str], Mapping[str, Text]]], ...] = (
+    (EDAC, memory_errors),
+    ("/sys/fs/ext4/", volumes),
+    (AER_PORTS, ports),
+    (f"{PSTORE}/", crashes),
+)
+"""Beginning of a path -> who knows the files there."""
+EMPTY = (PSTORE,)
+"""Folders that are there also when nothing is in them."""

@@ -1,0 +1,167 @@
+"""What the kernel counted and said during the run counts; none seen needs the counter, or the log, at both ends."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
+from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probes import host_events
+from pytest_gpuaccept.readings import decode, encode
+from pytest_gpuaccept.sim.scenario import Scenario
+from pytest_gpuaccept.sim.world import SimWorld
+
+ALL = [metric.id for probe in host_events.PROBES for metric in probe.metrics]
+
+
+@pytest.fixture
+def world(profile):
+    """Return a healthy simulated machine of the commissioned kind."""
+    return SimWorld(profile, Scenario("healthy"))
+
+
+def whole_run(world, profile, meanwhile=lambda: None):
+    """Read the start, burn the CPUs for a minute, then measure; return the outcomes by metric."""
+    site = Site(world, profile, "host", {}, lambda _name, _text: "digest")
+    start = host_events.start(site)
+    with world.machine.runs("stress-ng", cpu=1.0):
+        world.machine.advance(60)
+    meanwhile()
+    return {outcome.metric: outcome for outcome in host_events.host_events(replace(site, before=start))}
+
+
+def values(outcomes):
+    """Return the values of measurements, the reasons of absences."""
+    return {m: o.value if isinstance(o, Measurement) else o.reason for m, o in outcomes.items()}
+
+
+def test_a_quiet_run_is_proven_quiet(world, profile):
+    """Without an event every count is zero and says what would have shown one."""
+    found = whole_run(world, profile)
+    assert values(found) == dict.fromkeys(ALL, 0)
+    assert all(outcome.proof for outcome in found.values())
+
+
+@pytest.mark.parametrize(
+    ("message", "metric"),
+    [
+        ("Oops: 0002 [#1] PREEMPT SMP NOPTI", "host.events.faults"),
+        ("mce: [Hardware Error]: Machine check events logged", "host.events.faults"),
+        ("watchdog: BUG: soft lockup - CPU#3 stuck for 26s!", "host.events.faults"),
+        ("INFO: task fio:4711 blocked for more than 122 seconds.", "host.events.faults"),
+        ("NVRM: GPU 0000:c1:00.0: RmInitAdapter failed! (0x62:0x40:2477)", "host.events.faults"),
+        ("nvme nvme0: I/O 512 QID 7 timeout, aborting", "host.events.storage"),
+        ("EXT4-fs error (device sda2): ext4_lookup:1855: inode #2", "host.events.storage"),
+        ("Out of memory: Killed process 4711 (python3)", "host.events.oom"),
+        ("something that nobody knows", "host.events.novel"),
+    ],
+)
+def test_a_message_counts_where_it_belongs(world, profile, message, metric):
+    """Each kind of message makes its own count, tells its words, and no other count."""
+    found = whole_run(world, profile, meanwhile=lambda: world.machine.say(message, priority=3))
+    assert values(found) == {**dict.fromkeys(ALL, 0), metric: 1}
+    assert message[:20] in found[metric].note
+
+
+@pytest.mark.parametrize(
+    ("part", "parameter", "value", "metric"),
+    [
+        ("cpu", "memory_corrected", 3, "host.ecc.corrected"),
+        ("cpu", "memory_uncorrected", 1, "host.ecc.uncorrected"),
+        ("nvme0", "file_errors", 2, "host.events.storage"),
+        ("host", "crashes", 2, "host.crashes"),
+    ],
+)
+def test_a_counter_counts_without_a_message(world, profile, part, parameter, value, metric):
+    """What only a counter shows is counted in full."""
+    setattr(world.machine.part(part), parameter, value)
+    assert values(whole_run(world, profile)) == {**dict.fromkeys(ALL, 0), metric: value}
+
+
+def test_a_new_sign_of_damage_is_told_from_an_old_one(world, profile):
+    """A bit of the taint that was set before the run is of before; one that is set in it is of the run."""
+    world.machine.host.taint = 1 << 5
+    found = whole_run(world, profile, meanwhile=lambda: setattr(world.machine.host, "taint", 1 << 5 | 1 << 9))
+    assert (found["host.taint.before"].value, found["host.taint.before"].note) == (1, "bad page")
+    assert (found["host.taint.new"].value, found["host.taint.new"].note) == (1, "kernel warning 1")
+
+
+def test_modules_are_no_damage():
+    """A proprietary module, one from outside and one unsigned leave no sign of damage."""
+    assert sum(host_events.parse_taint(f"{1 << 0 | 1 << 11 | 1 << 12 | 1 << 13}").values()) == 0
+
+
+def test_an_unreadable_log_proves_nothing(world, profile):
+    """Without a log only what has a counter is none."""
+    world.machine.host.log_readable = False
+    found = whole_run(world, profile)
+    assert {m for m, o in found.items() if isinstance(o, NotMeasured)} == {
+        "host.events.faults", "host.events.storage", "host.events.novel",
+    }  # fmt: skip
+    assert "group adm" in found["host.events.faults"].reason
+
+
+def test_what_was_seen_in_a_cut_log_is_a_lower_bound(world, profile):
+    """A log without its first lines shows at least what it shows."""
+    del world.machine.log[0]
+    found = whole_run(world, profile, meanwhile=lambda: world.machine.say("Oops: 0002 [#1] SMP", priority=0))
+    assert found["host.events.faults"].value == Interval(1, None)
+
+
+def test_memory_that_nobody_watches_has_no_count(world, profile):
+    """Without a memory controller in EDAC the remedy is its driver."""
+    world.machine.cpu.edac = False
+    found = whole_run(world, profile)
+    assert "modprobe" in found["host.ecc.corrected"].reason
+    assert "modprobe" in found["host.ecc.uncorrected"].reason
+
+
+def test_a_counter_that_began_anew_is_no_count(world, profile):
+    """A driver that was loaded anew has lost its count."""
+    world.machine.was_loaded = True
+    world.machine.cpu.memory_corrected = 5
+    found = whole_run(world, profile, meanwhile=lambda: setattr(world.machine.cpu, "memory_corrected", 1))
+    assert "went down" in found["host.ecc.corrected"].reason
+
+
+def test_a_store_of_crashes_that_may_not_be_listed_says_so(world, profile, monkeypatch):
+    """The firmware's store belongs to root."""
+    names = world.names
+
+    def listed(path):
+        if path == host_events.PSTORE:
+            message = f"{path} cannot be listed: Permission denied"
+            raise Unmeasurable(message)
+        return names(path)
+
+    monkeypatch.setattr(world, "names", listed)
+    assert "run as root" in whole_run(world, profile)["host.crashes"].reason
+
+
+def test_a_restart_during_the_run_measures_nothing(world, profile):
+    """Counts of another boot are not compared."""
+    with pytest.raises(Unmeasurable, match="started anew"):
+        whole_run(world, profile, meanwhile=lambda: setattr(world.machine.host, "boot", 1))
+
+
+def test_the_start_survives_a_resumed_run(world, profile):
+    """What was read at the start can be kept as JSON and read back."""
+    start = host_events.start(Site(world, profile, "host", {}, lambda _name, _text: "digest"))
+    assert decode(encode(start), host_events.start) == start
+
+
+@given(st.text())
+def test_any_taint_is_read_or_refused(text):
+    """Whatever stands in the file is signs or no measurement, never none of them by mistake."""
+    with suppress(Unmeasurable):
+        assert set(host_events.parse_taint(text).values()) <= {0, 1}
+
+
+def test_a_machine_without_ext4_is_quiet_too(world, profile):
+    """Where no file system counts its errors, the log alone is the channel."""
+    world.machine.drives["nvme0"].present = False
+    assert values(whole_run(world, profile))["host.events.storage"] == 0

@@ -1,0 +1,114 @@
+"""A kernel's message is a known event, a warning that nobody knows, or nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpuaccept.probes import kernel_events as ke
+from pytest_gpuaccept.probes.kernel_log import Record
+from tests.test_aer import CORRECTED_4X, CORRECTED_5X, CORRECTED_68
+
+GPU = "0000:c1:00.0"
+KNOWN = [
+    ("mce: [Hardware Error]: Machine check events logged", ke.MACHINE_CHECK, ""),
+    ("[Hardware Error]: Corrected error, no action required.", ke.MACHINE_CHECK, ""),
+    ("{1}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 0", ke.MACHINE_CHECK, ""),
+    ("Uhhuh. NMI received for unknown reason 2d on CPU 0.", ke.MACHINE_CHECK, ""),
+    ("Kernel panic - not syncing: Fatal exception", ke.CRASH, ""),
+    ("BUG: unable to handle page fault for address: ffffb1f4c0a3d008", ke.CRASH, ""),
+    ("BUG: kernel NULL pointer dereference, address: 0000000000000008", ke.CRASH, ""),
+    ("Oops: 0002 [#1] PREEMPT SMP NOPTI", ke.CRASH, ""),
+    ("kernel BUG at mm/slub.c:435!", ke.CRASH, ""),
+    ("general protection fault, probably for non-canonical address 0xdead000000000108: 0000 [#1] SMP", ke.CRASH, ""),
+    ("watchdog: BUG: soft lockup - CPU#3 stuck for 26s! [python3:4711]", ke.LOCKUP, ""),
+    ("watchdog: Watchdog detected hard LOCKUP on cpu 12", ke.LOCKUP, ""),
+    ("rcu: INFO: rcu_preempt self-detected stall on CPU", ke.LOCKUP, ""),
+    ("INFO: task nvidia-smi:4711 blocked for more than 122 seconds.", ke.HUNG, ""),
+    ("EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0", ke.MEMORY, "MC0"),
+    ("Out of memory: Killed process 4711 (python3) total-vm:123kB", ke.OOM, ""),
+    ("Memory cgroup out of memory: Killed process 4711 (stress-ng-vm)", ke.OOM, ""),
+    ("nvme nvme0: I/O 512 QID 7 timeout, aborting", ke.STORAGE, "nvme0"),
+    ("nvme nvme0: I/O tag 512 (1200) opcode 0x2 (I/O Cmd) QID 7 timeout, reset controller", ke.STORAGE, "nvme0"),
+    ("nvme nvme0: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10", ke.STORAGE, "nvme0"),
+    ("nvme nvme0: Disabling device after reset failure: -19", ke.STORAGE, "nvme0"),
+    ("blk_update_request: I/O error, dev nvme0n1, sector 2048 op 0x0:(READ)", ke.STORAGE, "nvme0n1"),
+    ("I/O error, dev sda, sector 2048 op 0x0:(READ) flags 0x0", ke.STORAGE, "sda"),
+    ("Buffer I/O error on dev nvme0n1p2, logical block 0, async page read", ke.STORAGE, "nvme0n1p2"),
+    ("critical medium error, dev nvme0n1, sector 17", ke.STORAGE, "nvme0n1"),
+    ("ata1.00: exception Emask 0x0 SAct 0x0 SErr 0x0 action 0x6 frozen", ke.STORAGE, "ata1"),
+    ("EXT4-fs error (device nvme0n1p1): ext4_lookup:1855: inode #2: iget: checksum invalid", ke.FILES, "nvme0n1p1"),
+    ("EXT4-fs (dm-0): Remounting filesystem read-only", ke.FILES, "dm-0"),
+    ("XFS (nvme0n1): Metadata corruption detected at xfs_agf_read_verify", ke.FILES, "nvme0n1"),
+    ("BTRFS error (device nvme0n1): bad tree block start", ke.FILES, "nvme0n1"),
+    ("ixgbe 0000:42:00.0 eno1: NIC Link is Down", ke.LINK, "eno1"),
+    ("igb 0000:03:00.0 enp3s0: igb: enp3s0 NIC Link is Down", ke.LINK, "enp3s0"),
+    ("mlx5_core 0000:81:00.0 ens1np0: Link down", ke.LINK, "ens1np0"),
+    ("NVRM: GPU 0000:c1:00.0: RmInitAdapter failed! (0x62:0x40:2477)", ke.DRIVER, "0000:c1:00"),
+    ("pcieport 0000:c0:01.1: DPC: containment event, status:0x1f01 source:0x0000", ke.UNCORRECTED, "0000:c0:01.1"),
+    ("CPU5: Package temperature above threshold, cpu clock throttled (total events = 1)", ke.SLOWED, ""),
+    ("aer_ratelimit: 12 callbacks suppressed", ke.CUT, ""),
+    ("Missed 3 kernel messages", ke.CUT, ""),
+    ("NVRM: Xid (PCI:0000:C1:00): 79, pid=1", "Xid 79", GPU),
+    ("NVRM: Xid: 999, whatever", "Xid", ""),
+]  # fmt: skip
+NOTHING = [
+    "Linux version 6.8.0", "pcieport 0000:c0:01.1: AER: enabled with IRQ 36", "mce: CPU supports 32 MCE banks",
+    "EXT4-fs (nvme0n1p1): mounted filesystem with ordered data mode", "ixgbe 0000:42:00.0 eno1: NIC Link is Up 10 Gbps",
+    "EDAC MC0: Giving out device to module skx_edac", "nvme nvme0: 32/0/0 default/read/poll queues", "",
+    "ata1: SATA link up 6.0 Gbps (SStatus 133 SControl 300)", "NVRM: loading NVIDIA UNIX Open Kernel Module",
+    "XFS (nvme0n1): Mounting V5 Filesystem", "Command line: BOOT_IMAGE=/vmlinuz panic=10 nmi_watchdog=1",
+    "perf: interrupt took too long (2503 > 2500)", "ata2: SATA link down (SStatus 0 SControl 300)",
+]  # fmt: skip
+
+
+def found(*lines):
+    """Return kind and place of the events of these messages, a second apart."""
+    return [(e.kind, e.where) for e in ke.events(Record(n * 2_000_000, 6, line) for n, line in enumerate(lines))]
+
+
+@pytest.mark.parametrize(("line", "kind", "where"), KNOWN)
+def test_a_known_event_is_one_event(line, kind, where):
+    """Each message is one event of its kind, where it says that it happened."""
+    assert found(line) == [(kind, where)]
+
+
+@pytest.mark.parametrize("line", NOTHING)
+def test_what_a_healthy_machine_says_is_no_event(line):
+    """Messages of a boot and of ordinary work are none."""
+    assert found(line) == []
+
+
+def test_a_device_that_the_record_names_is_where_it_happened():
+    """Where the words name no place, the device of the record is it."""
+    (event,) = ke.events([Record(1, 3, "[Hardware Error]: event severity: corrected", "0000:c1:00.0")])
+    assert event.where == GPU
+
+
+@pytest.mark.parametrize("lines", [CORRECTED_4X, CORRECTED_5X, CORRECTED_68], ids=["4.x", "5.x", "6.8"])
+def test_a_pcie_error_counts_once_though_several_lines_tell_of_it(lines):
+    """Header and detail lines of one moment are one error; each header is one."""
+    seen = list(ke.events(Record(7, 4, line, "") for line in lines))
+    headers = sum("received" in line for line in lines)
+    assert [(event.kind, event.where) for event in seen] == [(ke.CORRECTED, GPU)] * headers
+
+
+def test_a_detail_without_its_header_counts():
+    """Where the header was lost, or firmware wrote the line, the detail is the error."""
+    assert found(CORRECTED_68[2]) == [(ke.CORRECTED, GPU)]
+
+
+def test_novel_warnings_are_grouped_by_what_stays_the_same():
+    """Warnings that are no known event count by kind: numbers and addresses do not make another one."""
+    lines = [
+        Record(1, 4, "foo 0000:c1:00.0: retry 17 at 0xdeadbeef"), Record(2, 3, "foo 0000:41:00.0: retry 18 at 0x0"),
+        Record(3, 4, "bar is odd"), Record(4, 6, "only information"), Record(5, 3, KNOWN[0][0]),
+    ]  # fmt: skip
+    assert dict(ke.novel(lines)) == {"foo #: retry # at #": 2, "bar is odd": 1}
+
+
+@given(st.lists(st.builds(Record, st.integers(0, 9), st.integers(0, 7), st.text(), st.text(max_size=3)), max_size=5))
+def test_any_messages_are_events_or_not(records):
+    """Whatever a log says, it is answered; a known event in it is found."""
+    seen = list(ke.events([*records, Record(10, 3, KNOWN[0][0])]))
+    assert seen[-1].kind == ke.MACHINE_CHECK
+    assert sum(ke.novel(records).values()) <= len(records)
