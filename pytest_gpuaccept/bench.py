@@ -4,10 +4,11 @@ Owns who runs when, what a failure means for the lines behind it, and that every
 evidence. Must not judge: what an outcome is worth is verdict.py's business.
 """
 
+import json
 import traceback
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from pytest_gpuaccept.errors import Unmeasurable
@@ -15,11 +16,16 @@ from pytest_gpuaccept.evidence import TWICE, checked
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Provenance, number
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
+from pytest_gpuaccept.probes.watch import Watch
 from pytest_gpuaccept.profile import Profile, Scalar
+from pytest_gpuaccept.readings import encode
 from pytest_gpuaccept.world import World
 
 NO_METHOD = "no live method yet"
 NOT_RECORDED = "not recorded"
+SINCE_RESUMED = "counts only what came after the run was resumed"
+Run = tuple[str, str]
+"""A probe's name and the device that it runs on."""
 
 
 class Journal(Protocol):
@@ -42,6 +48,26 @@ class Progress(Protocol):
         """Show a probe while the block runs; must not raise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a run takes over from one that was cut off.
+
+    Args:
+        table: the outcomes that stay; their metrics are not measured again.
+        done: the probes that do not run again.
+        begun: the readings of the start that still hold.
+        lost: the probes whose start cannot be compared with any more; what they count is not the whole run.
+        memory: what the probes remember together.
+
+    """
+
+    table: Mapping[tuple[str, str], Outcome] = field(default_factory=dict)
+    done: frozenset[Run] = frozenset()
+    begun: Mapping[Run, object] = field(default_factory=dict)
+    lost: frozenset[Run] = frozenset()
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Bench:
     """Runs probes on first use and remembers what they said, failures included.
 
@@ -57,9 +83,10 @@ class Bench:
         world: World | None = None,
         recorded: Mapping[tuple[str, str], Outcome] | None = None,
         *,
+        carried: Carried | None = None,
         provenance: Provenance = "measured",
     ) -> None:
-        """Start from what was recorded and what was attested.
+        """Start from what was recorded, what a run that was cut off leaves, and what was attested.
 
         `hold`, once set, is the reason why probes that load the machine are not started;
         `progress`, once set, shows those that are; `memory` is what the probes of the run remember together;
@@ -67,13 +94,15 @@ class Bench:
         """
         self.profile, self.catalogue = profile, catalogue
         self._journal, self._world, self._provenance = journal, world, provenance
-        self._done: set[tuple[str, str]] = set()
-        self._before: dict[tuple[str, str], object] = {}
-        self.memory: dict[str, Any] = {}
+        self._carried = carried or Carried()
+        self._done = set(self._carried.done)
+        self._before: dict[Run, object] = dict(self._carried.begun)
+        self.memory: dict[str, Any] = dict(self._carried.memory)
+        self._lasting = ExitStack()
         self.hold = ""
         self.progress: Progress | None = None
         self.table: dict[tuple[str, str], Outcome] = {}
-        for outcome in (recorded or {}).values():
+        for outcome in {**(recorded or {}), **self._carried.table}.values():
             if not self._derived(outcome.metric):
                 self._keep(outcome)
         for outcome in attestations(profile, catalogue):
@@ -97,7 +126,15 @@ class Bench:
         for probe in self.catalogue.probes.values():
             if probe.before and not self.unavailable(probe):
                 for device in self.profile.devices.get(probe.kind, ()):
-                    self._before[probe.name, device] = self._read_before(probe, device)
+                    if (probe.name, device) not in self._before:
+                        self._before[probe.name, device] = reading = self._read_before(probe, device)
+                        self._keep_reading(probe, device, reading)
+
+    def _keep_reading(self, probe: Probe, device: str, reading: object) -> None:
+        """Keep a reading of the start for a run that is resumed; one without a JSON form is not kept."""
+        with suppress(TypeError):
+            digest = self._journal.attach(f"start of the run: {probe.name} {device}", json.dumps(encode(reading)))
+            self._journal.record("before", name=probe.name, device=device, sha256=digest)
 
     def _read_before(self, probe: Probe, device: str) -> object:
         try:
@@ -138,7 +175,7 @@ class Bench:
         self._journal.record("probe", name=probe.name, device=device, phase=probe.phase)
         reason = f"{probe.name} did not report it"
         try:
-            with self._shown(probe, device):
+            with self._shown(probe, device), self._watched(probe):
                 for outcome in self._measure(probe, device):
                     self._keep(outcome)
         except Unmeasurable as error:
@@ -150,11 +187,30 @@ class Bench:
                 raise
         finally:
             self._fill(probe, device, reason)
+            self._journal.record("probe_end", name=probe.name, device=device)
 
     def _shown(self, probe: Probe, device: str) -> AbstractContextManager[None]:
         if self.progress is None or not probe.load:
             return nullcontext()
         return self.progress.probe(probe, device, self._params(probe))
+
+    @contextmanager
+    def _watched(self, probe: Probe) -> Iterator[None]:
+        """Charge what is counted meanwhile to a probe that loads the machine, and write it down at once."""
+        watch = self.memory.get("watch")
+        if not isinstance(watch, Watch) or not probe.load:
+            yield
+            return
+        try:
+            with watch.during(probe.name):
+                yield
+        finally:
+            for charge in watch.unwritten():
+                self._journal.record("counted", **asdict(charge))
+
+    def close(self) -> None:
+        """End what went on during the whole run."""
+        self._lasting.close()
 
     def _params(self, probe: Probe) -> dict[str, Scalar]:
         return {**probe.params, **self.profile.params.get(probe.name, {})}
@@ -162,19 +218,22 @@ class Bench:
     def _measure(self, probe: Probe, device: str) -> Iterable[Outcome]:
         if probe.measure is None:
             return
-        places = {(metric.id, where) for metric, where in self._places(probe, device) if not metric.derive}
+        owned = {(metric.id, where): metric for metric, where in places(self.profile, probe, device)}
+        lost = (probe.name, device) in self._carried.lost
         for outcome in probe.measure(self._site(probe, device)):
-            yield self._believable(outcome, probe, places, self._provenance)
+            got = self._believable(outcome, probe, owned.keys(), self._provenance)
+            if (key := (got.metric, got.device)) not in self._carried.table:
+                yield _since_resumed(got, owned[key]) if lost else got
 
     def _site(self, probe: Probe, device: str) -> Site:
         if self._world is None:
             raise Unmeasurable(NOT_RECORDED)
         before = self._before.get((probe.name, device))
-        more = (self._provenance, before, self.memory)
+        more = (self._provenance, before, self.memory, self._lasting)
         return Site(self._world, self.profile, device, self._params(probe), self._journal.attach, *more)
 
     def _believable(
-        self, outcome: Outcome, probe: Probe, places: set[tuple[str, str]], provenance: Provenance
+        self, outcome: Outcome, probe: Probe, owned: Collection[tuple[str, str]], provenance: Provenance
     ) -> Outcome:
         """Return an outcome that the probe may yield; raises Unmeasurable for any other."""
         try:
@@ -182,7 +241,7 @@ class Bench:
         except ValueError as error:
             message = f"{probe.name} yielded what is no outcome: {error}"
             raise Unmeasurable(message) from None
-        if key not in places:
+        if key not in owned:
             message = f"{probe.name} yielded {key[0]} on {key[1]}, which it does not declare or nobody ordered"
             raise Unmeasurable(message)
         if isinstance(outcome, Measurement) and outcome.provenance not in (provenance, "calculated"):
@@ -191,16 +250,9 @@ class Bench:
 
     def _fill(self, probe: Probe, device: str, reason: str) -> None:
         """Give every metric that the probe left open its reason, so that nobody asks twice."""
-        for metric, where in self._places(probe, device):
-            if not metric.derive and (metric.id, where) not in self.table:
+        for metric, where in places(self.profile, probe, device):
+            if (metric.id, where) not in self.table:
                 self._keep(NotMeasured(metric.id, where, reason))
-
-    def _places(self, probe: Probe, device: str) -> Iterable[tuple[Metric, str]]:
-        """Yield the probe's metrics with their device: its own, or all of the metric's kind."""
-        for metric in probe.metrics:
-            own = metric.kind == probe.kind
-            for where in (device,) if own else self.profile.devices.get(metric.kind, ()):
-                yield metric, where
 
     def _keep(self, outcome: Outcome) -> None:
         """Write an outcome down, then know it; a second one for its place makes both worthless."""
@@ -246,6 +298,24 @@ class _Inputs:
             message = f"needs a number in {metric}[{device or self.device}]"
             raise Unmeasurable(message)
         return value
+
+
+def places(profile: Profile, probe: Probe, device: str) -> Iterator[tuple[Metric, str]]:
+    """Yield the metrics that a probe measures with their device: its own, or all of the metric's kind."""
+    for metric in probe.metrics:
+        if not metric.derive:
+            own = metric.kind == probe.kind
+            for where in (device,) if own else profile.devices.get(metric.kind, ()):
+                yield metric, where
+
+
+def _since_resumed(outcome: Outcome, metric: Metric) -> Outcome:
+    """Return what a probe says that saw only the end of the run: an event still counts, "none seen" proves nothing."""
+    if isinstance(outcome, NotMeasured):
+        return outcome
+    if metric.none_seen:
+        return replace(outcome, proof=None, note="; ".join(filter(None, [outcome.note, SINCE_RESUMED])))
+    return NotMeasured(outcome.metric, outcome.device, f"not comparable with the start of the run: {SINCE_RESUMED}")
 
 
 def attestations(profile: Profile, catalogue: Catalogue) -> Iterable[Measurement]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from pytest_gpuaccept.measurement import Measurement, Outcome, Value, number
+from pytest_gpuaccept.measurement import Interval, Measurement, Outcome, Value, number, show
 from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.verdict import Verdict
 
@@ -336,6 +336,85 @@ def still_rising(view: View) -> Iterator[Finding]:
         )
 
 
+def machine_reset(view: View) -> Iterator[Finding]:
+    """The machine was started anew while something ran."""
+    got, count = view.get("host.resets", "host"), view.number("host.resets", "host")
+    if got is None or not count:
+        return
+    phases = str(got.conditions.get("phases") or "")
+    yield Finding(
+        "machine-reset",
+        f"The machine was reset during {phases or 'the run'}: whatever else it reaches, it does not stay up.",
+        f"{got.note} ({count:g} in all).",
+        "Look at what the firmware and the last kernel kept (the BMC's event log, /sys/fs/pstore, journalctl -b -1). "
+        "Nothing there speaks for power: check supply, cables and circuit, then repeat the load steps; a panic or a "
+        "machine check names its own cause.",
+    )
+
+
+def damaged_link(view: View) -> Iterator[Finding]:
+    """A GPU's link has PCIe errors: which, when, which way, whether alone, and how to find what is broken."""
+    counts = {
+        gpu: [o for metric in LINK_ERRORS if (o := view.get(metric, gpu)) and (_low(o.value) or 0) > 0]
+        for gpu in view.profile.devices.get("gpu", ())
+    }
+    loud = {gpu: seen for gpu, seen in counts.items() if seen}
+    for gpu, seen in loud.items():
+        quiet = [other for other in counts if other not in loud]
+        proven = all((m := view.get(LINK_ERRORS[0], other)) and m.proof for other in quiet)
+        others = f"{', '.join(quiet)} {'show none' if proven else 'have none on record'}"
+        yield Finding(
+            "damaged-link",
+            f"The PCIe link of {gpu} damages packets{_way(seen)}{_when(seen)}"
+            + (f"; those of {others}: it is this card, its slot or its riser." if quiet else "."),
+            "; ".join(f"{m.metric} {show(m.value)}{f' ({m.note})' if m.note else ''}" for m in seen)
+            + ". ".join(["", *filter(None, [_identity(view, gpu)]), ""]).rstrip(),
+            _swap(view, gpu, quiet),
+        )
+
+
+LINK_ERRORS = ("gpu.aer.corrected", "gpu.aer.uncorrected")
+
+
+def _low(value: Value) -> float | None:
+    return value.low if isinstance(value, Interval) else _finite(value)
+
+
+def _way(seen: Iterable[Measurement]) -> str:
+    ways = dict.fromkeys(str(m.conditions["direction"]) for m in seen if m.conditions.get("direction"))
+    return f" on the way {' and '.join(ways)}" if ways else ""
+
+
+def _when(seen: Iterable[Measurement]) -> str:
+    times = [str(m.conditions.get("during") or m.conditions.get("phase") or "") for m in seen]
+    told = ", ".join(dict.fromkeys(filter(None, times)))
+    return f" (during: {told})" if told else ""
+
+
+def _identity(view: View, gpu: str) -> str:
+    """Return what tells the card from the others: address, UUID and serial number, as far as they are known."""
+    named, serial = view.get("gpu.name", gpu), view.get("gpu.serial", gpu)
+    where = [m.conditions.get(key) for m in (view.get("gpu.aer.corrected", gpu), named) if m for key in PLACES]
+    told = [str(text) for text in where if text] + ([f"serial {serial.value}"] if serial else [])
+    return f"{gpu} is {', '.join(dict.fromkeys(told))}" if told else ""
+
+
+PLACES = ("address", "bus", "bus_id", "uuid")
+
+
+def _swap(view: View, gpu: str, quiet: list[str]) -> str:
+    """Return how to find out what is broken: the card, or what it is plugged into."""
+    known = f" ({_identity(view, quiet[0])})" if quiet and _identity(view, quiet[0]) else ""
+    places = f"let {gpu} and {quiet[0]} change places{known}" if quiet else ""
+    return (
+        f"1. Power off, seat {gpu}, its riser and its power connectors again, run the same load again. "
+        "2. Update the BIOS and the card's firmware if the board's maker names PCIe in the notes, run it again. "
+        f"3. If it stays, {places or f'put {gpu} into another slot'}, run the same load again: errors that move with "
+        "the card are the card's, errors that stay with the slot are the slot's or the riser's. "
+        "4. Write down serial numbers and slots before and after; replace what the errors follow."
+    )
+
+
 def _floor(view: View, verdict: Verdict) -> float:
     """Return the floor of a rate's line, 0 where the line has none or its quantity is no rate with a guard."""
     line = view.profile.lines.get(verdict.line)
@@ -359,4 +438,6 @@ RULES: tuple[Rule, ...] = (
     thinnest_margin,
     not_steady,
     still_rising,
+    damaged_link,
+    machine_reset,
 )

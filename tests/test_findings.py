@@ -1,9 +1,11 @@
 """Each finding speaks where its numbers speak, and is silent on others."""
 
+from dataclasses import replace
+
 import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
-from pytest_gpuaccept.findings import RULES, View, find
+from pytest_gpuaccept.findings import RULES, View, damaged_link, find
 from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.report.words import findings
 from pytest_gpuaccept.verdict import Verdict
@@ -119,8 +121,8 @@ def test_an_excess_beyond_samples_is_told_apart_from_a_peak(profile):
         assert words in seen(profile, values)["peak-over-cap"].cause
 
 
-def test_the_case_study_has_its_eleven_findings(case_study):
-    """The published figures give the eleven findings, each with its figures."""
+def test_the_case_study_has_its_twelve_findings(case_study):
+    """The published figures give the twelve findings, each with its figures."""
     found = findings(read_bundle(case_study))
     figures = {
         "wrong-peak": ("171.7", "104%", "165.2"),
@@ -134,8 +136,40 @@ def test_the_case_study_has_its_eleven_findings(case_study):
         "peak-over-cap": ("519 W", "500 W", "+3.8%"),
         "thinnest-margin": ("152.5", "+1.7%"),
         "not-steady": ("60 s",),
+        "damaged-link": (">=1", "c1:00.0"),
     }
     assert [f.rule for f in found] == list(figures)
     for finding in found:
         assert all(text in finding.evidence for text in figures[finding.rule]), finding
         assert finding.remedy
+
+
+def test_a_damaged_link_is_told_with_direction_time_and_the_swap(profile):
+    """Errors of one link among silent ones name the card, the way, the load, and how to find what is broken."""
+    metric, armed = "gpu.aer.corrected", "AER is armed"
+    seen = {f"gpu{n}": Measurement(metric, f"gpu{n}", 0, "count", proof=armed) for n in range(4)}
+    where = {"address": "0000:c1:00.0", "direction": "host to GPU", "during": "vllm 12"}
+    seen["gpu3"] = Measurement(
+        "gpu.aer.corrected", "gpu3", 12, "count", conditions=where, note="0000:c1:00.0: RxErr 12"
+    )
+    serial = Measurement("gpu.serial", "gpu3", "1325022", "text")
+    table = {(m.metric, m.device): m for m in (*seen.values(), serial)}
+    (finding,) = damaged_link(View(profile, table, {}))
+    assert finding.cause == (
+        "The PCIe link of gpu3 damages packets on the way host to GPU (during: vllm 12); those of gpu0, gpu1, gpu2 "
+        "show none: it is this card, its slot or its riser."
+    )
+    assert "RxErr 12" in finding.evidence
+    assert "0000:c1:00.0, serial 1325022" in finding.evidence
+    assert "let gpu3 and gpu0 change places" in finding.remedy
+
+
+def test_links_that_are_all_bad_have_no_outlier(profile):
+    """Where every link has errors none is singled out, and a silent machine has no finding."""
+    metric = "gpu.aer.uncorrected"
+    table = {(metric, f"gpu{n}"): Measurement(metric, f"gpu{n}", 1, "count") for n in range(4)}
+    found = list(damaged_link(View(profile, table, {})))
+    assert len(found) == 4
+    assert not any("show none" in finding.cause for finding in found)
+    silent = {key: replace(m, value=0) for key, m in table.items()}
+    assert not list(damaged_link(View(profile, silent, {})))

@@ -70,7 +70,6 @@ def test_the_page_is_one_static_file(bundle, catalogue):
     [
         "REPLAYED REJECTED",
         "PUBLISHED",
-        "92 lines: 77 required, 15 advisory, 8 of them not calibrated",
         "not the sign-off of a measured machine",
         "What stands in the way",
         "Findings",
@@ -90,6 +89,14 @@ def test_the_page_is_one_static_file(bundle, catalogue):
 def test_the_page_says_what_a_sign_off_needs(words, bundle, catalogue):
     """Decision, stamp, identity, blockers, findings, lines with source, gaps, digests, signatures."""
     assert words in render_html(bundle, catalogue)
+
+
+def test_the_page_says_how_many_lines_bind(bundle, catalogue):
+    """Required, advisory and uncalibrated lines are counted on the first page."""
+    lines = bundle.profile.lines.values()
+    required, loose = sum(v.severity == "required" for v in lines), sum(v.uncalibrated for v in lines)
+    said = f"{len(lines)} lines: {required} required, {len(lines) - required} advisory, {loose} of them not calibrated"
+    assert said in render_html(bundle, catalogue)
 
 
 def test_the_decision_comes_before_everything_else(bundle, catalogue):
@@ -236,7 +243,7 @@ def test_the_terminal_table_fits_its_width(width, bundle):
     text = summary_text(bundle, width, colour=False)
     assert max(len(line) for line in text.splitlines()) <= max(width, 60)
     assert "\x1b" not in text
-    assert "Findings (11)" in text
+    assert "Findings (12)" in text
 
 
 def test_colour_is_used_only_where_there_is_a_terminal(bundle):

@@ -15,23 +15,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pytest_gpuaccept.children.cold_read import File, cold_read
 from pytest_gpuaccept.children.compute import Script, burn, gemm
 from pytest_gpuaccept.children.copies import copies
 from pytest_gpuaccept.children.memory import memory
 from pytest_gpuaccept.children.products import products
 from pytest_gpuaccept.children.steps import steps
 from pytest_gpuaccept.children.telemetry import telemetry
+from pytest_gpuaccept.children.watch import watch
 
 Params = dict[str, Any]
 Clock = Any
 PEER = "peer:"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""What CUDA takes the GPUs from when it starts; a load's own are those of its parameters."""
 NVCC = "/usr/local/cuda/bin/nvcc"
 
 
 def _torch(params: Params) -> Any:
     """Return torch, which sees the GPUs that the parameters name and no others, in their order."""
     peers = [kind[len(PEER) :] for kind in params.get("kinds", ()) if kind.startswith(PEER)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join([params["uuid"], *peers])
+    os.environ[VISIBLE] = ",".join([params["uuid"], *peers])
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return import_module("torch")
 
@@ -53,16 +57,29 @@ def _telemetry(params: Params, clock: Clock) -> Script:
     yield from telemetry(nvml, clock, read=_read, **params)
 
 
+def _watch(params: Params, clock: Clock) -> Script:
+    nvml = import_module("pynvml") if params["uuids"] else None
+    if nvml:
+        nvml.nvmlInit()
+    yield from watch(_read, clock, nvml=nvml, **params)
+
+
 def _read(path: str) -> str:
     return Path(path).read_text(errors="replace").strip()
 
 
 def _check(_params: Params, _clock: Clock) -> Script:
-    """Say whether this interpreter's torch can use a GPU at all, and if not, why."""
+    """Say whether this interpreter's torch can use a GPU at all, and if not, why; as the loads, heed no shell."""
+    os.environ.pop(VISIBLE, None)
     torch = import_module("torch")
     torch_gpu = import_module("pytest_gpuaccept.children.torch_gpu")
     torch_gpu.check(torch)
     yield {"kind": "check", "torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
+
+
+def _cold_read(params: Params, clock: Clock) -> Script:
+    own = {name: value for name, value in params.items() if name != "path"}
+    yield from cold_read(File(params["path"]), clock, **own)
 
 
 def _versions(_params: Params, _clock: Clock) -> Script:
@@ -92,6 +109,7 @@ def _toolkit() -> str | None:
 
 SCRIPTS: dict[str, Callable[[Params, Clock], Script]] = {
     "telemetry": _telemetry,
+    "watch": _watch,
     "burn": _on("torch_gpu", "opened", burn),
     "gemm": _on("torch_gpu", "opened", gemm),
     "steps": _on("torch_gpu", "opened", steps),
@@ -100,5 +118,6 @@ SCRIPTS: dict[str, Callable[[Params, Clock], Script]] = {
     "products": _on("torch_products", "opened", products),
     "check": _check,
     "versions": _versions,
+    "cold_read": _cold_read,
 }
 """Name of a load -> what it does on hardware."""

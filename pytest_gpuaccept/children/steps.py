@@ -1,4 +1,4 @@
-"""Load steps: full load and rest in turn, at times that are the same for all cards.
+"""Load steps: rest and full load in turn, at times that are the same for all cards.
 
 Owns the schedule. A power supply that holds a steady load may still trip when all cards begin at once.
 """
@@ -13,17 +13,18 @@ KIND = "burn"
 
 
 def steps(gpu: Arithmetic, clock: Clock, *, count: int, on_s: float, off_s: float) -> Script:
-    """Multiply for `on_s` and rest for `off_s`, `count` times from the told time on; every result is compared.
+    """Rest for `off_s` and multiply for `on_s`, `count` times from the told time on; every result is compared.
 
-    A step has two records: `on` before its first product, `batch` with all that it computed. The times do
-    not depend on how long anything took, so that all cards step together until the last.
+    The rest comes first: what proved the golden result has just loaded the card. A step has two records: `on`
+    before its first product, `batch` with all that it computed. The times do not depend on how long anything
+    took, so that all cards step together until the last.
     """
     yield {"kind": "device", "uuid": gpu.uuid, **gpu.describe()}
     proven = yield from prove(gpu, KIND, 0)
     yield {"kind": "rehearsal", "seed": 0, **detector.rehearse(gpu.xp, proven.golden)}
     began = yield from start(clock)
     for step in range(count):
-        due = began + step * (on_s + off_s)
+        due = began + off_s + step * (on_s + off_s)
         clock.sleep(max(0.0, due - clock.monotonic()))
         yield {"kind": "on", "step": step, "t": clock.monotonic()}
         yield from _step(gpu, clock, proven, step, due + on_s)

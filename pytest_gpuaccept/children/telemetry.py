@@ -92,7 +92,7 @@ def _fields(nvml: Any, handle: Any, values: Record, failed: dict[str, str]) -> N
         if other and name in SLOWING:
             failed[name] = other
         elif answer.nvmlReturn == nvml.NVML_SUCCESS:
-            values[name] = _number(nvml, answer) * unit
+            values[name] = field_value(nvml, answer) * unit
         else:
             failed[name] = str(nvml.NVMLError(answer.nvmlReturn))
     if missing := [failed[name] for name in SLOWING if name in failed]:
@@ -112,7 +112,7 @@ def _other_meaning(nvml: Any) -> str:
     return f"driver {version} has no time of slowing under its present number: install 580.82 or later"
 
 
-def _number(nvml: Any, answer: Any) -> float:
+def field_value(nvml: Any, answer: Any) -> float:
     """Return a field's value from the member of the union that its type says."""
     member = {
         nvml.NVML_VALUE_TYPE_DOUBLE: "dVal", nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",

@@ -57,6 +57,27 @@ def _told(source: str, measured: list[Measurement]) -> str:
     return ", ".join(dict.fromkeys(values)) or UNTOLD
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was seen to go wrong on one device: how often while what ran, and what."""
+
+    device: str
+    by_phase: Mapping[str, str]
+    what: str
+
+
+def counted(bundle: Bundle) -> list[Counted] | None:
+    """Return the devices on which errors were seen, by what ran; None where nobody watched."""
+    watched = [o for o in bundle.table().values() if isinstance(o, Measurement) and o.metric.endswith(WATCHED)]
+    if not watched:
+        return None
+    loud = [o for o in watched if o.conditions]
+    return [Counted(o.device, {ran: show(n) for ran, n in o.conditions.items()}, printable(o.note)) for o in loud]
+
+
+WATCHED = ".watch.events"
+
+
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what the manifest says of the machine, each fact with its title: `machine_id` is "Machine id"."""
     return [(_title(key), printable(str(value))) for key, value in manifest.get("host", {}).items()]

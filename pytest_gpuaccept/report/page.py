@@ -40,6 +40,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         reasons=words.reasons_beside_lines(bundle),
         remarks=[v for v in bundle.verdicts if v.remark],
         findings=words.findings(bundle),
+        counted=machine.counted(bundle),
         chapters=_chapters(bundle, catalogue),
         unjudged=[(m, _title(m.metric, catalogue)) for m in recorded if (m.metric, m.device) not in judged],
         attested=[m for m in recorded if m.provenance == "attested"],

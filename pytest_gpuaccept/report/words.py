@@ -22,7 +22,9 @@ WORDS = {
 
 SUBSYSTEMS = {
     "host": "Machine", "software": "Software", "gpu": "GPUs", "gpu_pair": "GPUs", "cpu": "CPU", "nvme": "Storage",
-    "nic": "Network", "vllm": "Engines", "llamacpp": "Engines", "engines": "Engines", "monitoring": "Monitoring",
+    "nic": "Network", "vllm": "Engines", "llamacpp": "Engines", "engines": "Engines", "ram": "Memory",
+    "monitoring": "Monitoring and upkeep", "service": "Monitoring and upkeep", "bmc": "Monitoring and upkeep",
+    "power": "Power",
 }  # fmt: skip
 
 
