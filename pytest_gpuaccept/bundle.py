@@ -22,12 +22,13 @@ from pytest_gpuaccept.verdict import Verdict
 
 
 class Origin(BaseModel):
-    """The types of what a replay says of the bundle that it judges."""
+    """The types of what a replay says of the bundle that it judges, and a resumed run of the one that was cut off."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     mode: str = ""
     source: str | None = None
+    folder: str = ""
     chain: dict[str, Any] | None = None
 
 
@@ -43,6 +44,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     origin: Origin = Origin()
     chain: dict[str, Any] = {}
+    cuts: list[dict[str, Any]] = []
     reasons: list[str] = []
     expired_waivers: list[dict[str, str]] = []
 
@@ -62,6 +64,11 @@ class Bundle:
     def mode(self) -> str:
         """`live`, `simulated`, `replayed` or `published`."""
         return str(self.manifest.get("mode", "unknown"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to a decision."""
+        return self.manifest.get("decision") is not None
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield every measurement, and every absence of one, in the order recorded."""
@@ -83,7 +90,7 @@ def read_bundle(folder: Path) -> Bundle:
 
     A torn line, a changed byte or a missing end is not an error here: it is named in `flaws`.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     flaws: list[str] = []
     raw = _read_bytes(folder / "evidence.jsonl", flaws)
     records = _read_records(raw, flaws)
@@ -93,7 +100,8 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest, _read_profile(folder, manifest, flaws), tuple(records), verdicts, tuple(flaws))
 
 
-def _read_manifest(folder: Path) -> Record:
+def read_manifest(folder: Path) -> Record:
+    """Return a bundle's manifest, of known types; raises InputError when there is none of this schema."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         schema = Manifest.model_validate(manifest).schema_
@@ -149,7 +157,8 @@ def _parse(line: bytes) -> Record | None:
 
 def _check_end(manifest: Record, raw: bytes, records: list[Record], flaws: list[str]) -> None:
     last = records[-1] if records else {}
-    for record in (records[0] if records else {}, last):
+    open_end = last.get("k") == "end" and manifest.get("decision") is None
+    for record in (records[0] if records else {}, {} if open_end else last):
         for key, value in _header(record).items():
             if key != "decision" or last is record:
                 _compare(manifest, key, value, flaws)

@@ -10,10 +10,13 @@ A bundle is a folder:
 
 Every record of evidence.jsonl enters a rolling SHA-256. Checkpoint records carry it, the `begin` and
 `end` records repeat what the manifest says, and the manifest holds the head. report.html is a view
-that can be rendered again, and is not covered. Must not judge.
+that can be rendered again, and is not covered. A power cut costs at most what came after the last
+checkpoint, and never an attachment whose record is there. Must not judge.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -23,7 +26,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -35,6 +38,8 @@ from pytest_gpuaccept.world import Clock
 
 SCHEMA = 1
 CHECKPOINT_EVERY = 64
+DURABLE = ("probe", "resumed")
+"""Kinds of records that are on the disk before anything else happens: after a power cut they say what ran."""
 OUTCOMES = ("measurement", "not_measured")
 TWICE = "reported more than once, so no one value can be believed"
 Record = dict[str, Any]
@@ -103,7 +108,10 @@ def row_verdict(row: Mapping[str, Any]) -> Verdict:
 
 
 class Writer:
-    """Writes a bundle; every record is on its way to the disk before the next thing happens."""
+    """Writes a bundle; every record is on its way to the disk before the next thing happens.
+
+    The evidence file stays locked as long as the process lives: see `is_being_written`.
+    """
 
     def __init__(self, folder: Path, clock: Clock, manifest: Record, profile: Profile | None) -> None:
         """Create the bundle; raises InputError when the folder holds one already or cannot be written.
@@ -119,9 +127,10 @@ class Writer:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "evidence.jsonl").open("xb", buffering=0)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if profile:
-                with (folder / "profile.json").open("x", encoding="utf-8") as file:
-                    file.write(profile.model_dump_json(indent=1))
+                _write_durably(folder / "profile.json", profile.model_dump_json(indent=1).encode(), "xb")
             self._write_manifest()
         except FileExistsError:
             message = f"{folder} already holds evidence, which is never overwritten; choose another folder"
@@ -132,9 +141,9 @@ class Writer:
         self._line({"k": "begin", "manifest": self.manifest})
 
     def record(self, kind: str, **body: object) -> None:
-        """Append one record and push it to the operating system."""
+        """Append one record and push it to the operating system, those of DURABLE kinds to the disk."""
         self._line({"k": kind, **body})
-        if self._seq % CHECKPOINT_EVERY == 0:
+        if kind in DURABLE or self._seq % CHECKPOINT_EVERY == 0:
             self.checkpoint()
 
     def outcome(self, outcome: Outcome) -> None:
@@ -150,11 +159,16 @@ class Writer:
 
     def attach(self, name: str, text: str) -> str:
         """Keep raw text under its SHA-256, record that it exists, return the digest."""
-        data = text.encode(errors="backslashreplace")
+        return self.attach_bytes(name, text.encode(errors="backslashreplace"))
+
+    def attach_bytes(self, name: str, data: bytes) -> str:
+        """Keep raw bytes as `attach` does; they are on the disk before their record is written."""
         digest = hashlib.sha256(data).hexdigest()
         try:
             (self.folder / "attach").mkdir(exist_ok=True)
-            (self.folder / "attach" / digest).write_bytes(data)
+            file = self.folder / "attach" / digest
+            if not file.exists() or file.read_bytes() != data:
+                _write_durably(file, data)
         except OSError as error:
             self._break(error)
         self.record("attachment", name=name, sha256=digest, bytes=len(data))
@@ -169,7 +183,7 @@ class Writer:
         raw = rows.encode(errors="backslashreplace")
         closing = {"ended": self._clock.now().isoformat(), **more, "decision": decision}
         try:
-            (self.folder / "verdicts.jsonl").write_bytes(raw)
+            _write_durably(self.folder / "verdicts.jsonl", raw)
             self._line({"k": "end", "verdicts_sha256": hashlib.sha256(raw).hexdigest(), "manifest": closing})
             if not self.broken:
                 os.fsync(self._file.fileno())
@@ -213,3 +227,34 @@ def write_whole(file: Path, text: str) -> None:
         os.fsync(draft.fileno())
     Path(draft.name).chmod(0o644)
     Path(draft.name).replace(file)
+    _sync_folder(file.parent)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Say whether a process that still runs writes the bundle; the system forgets the lock of one that died."""
+    try:
+        with (folder / "evidence.jsonl").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _write_durably(file: Path, data: bytes, mode: Literal["wb", "xb"] = "wb") -> None:
+    """Write a file and have it on the disk, name included; "xb" refuses one that is there."""
+    with file.open(mode) as made:
+        made.write(data)
+        made.flush()
+        os.fsync(made.fileno())
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

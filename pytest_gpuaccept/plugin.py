@@ -36,6 +36,7 @@ SIM = "Measure a simulated machine instead of this one"
 EVIDENCE = "Folder for the evidence of this run (default: gpuaccept-evidence/PROFILE-TIME)"
 EFFORT = "Parameter set of the loads; quick is at best ACCEPTED WITH REMARKS"
 PYTHON = "The Python that was delivered with the machine: loads and engines run under it (default: this one)"
+RESUME = "Go on with a run that was cut off (default: the newest one of this profile and machine)"
 GO_ON = "Start the loads even when required lines cannot be decided here"
 
 
@@ -53,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hw-evidence", metavar="DIR", help=EVIDENCE)
     group.addoption("--hw-effort", choices=("quick", "standard", "soak"), default="standard", help=EFFORT)
     group.addoption("--hw-python", metavar="EXE", help=PYTHON)
+    group.addoption("--hw-resume", metavar="BUNDLE", nargs="?", const="", help=RESUME)
     group.addoption("--hw-go-on", action="store_true", help=GO_ON)
 
 
@@ -62,8 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "spec(*lines): spec lines, by id or pattern, that this test decides")
     config.addinivalue_line("markers", "simulated(profile, scenario): gives this test a simulated machine of its own")
     if config.option.hw is None:
-        if config.option.hw_replay or config.option.hw_sim:
-            message = "--hw-replay and --hw-sim need --hw=PROFILE: what was ordered?"
+        if config.option.hw_replay or config.option.hw_sim or config.option.hw_resume is not None:
+            message = "--hw-replay, --hw-sim and --hw-resume need --hw=PROFILE: what was ordered?"
             raise pytest.UsageError(message)
         return
     from pytest_gpuaccept.errors import InputError  # noqa: PLC0415 - only with --hw

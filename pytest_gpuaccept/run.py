@@ -14,12 +14,13 @@ from typing import Literal
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.bench import Bench, Journal
 from pytest_gpuaccept.bundle import Bundle, read_bundle
-from pytest_gpuaccept.errors import InputError, Unmeasurable
+from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.evidence import Record, Writer, write_whole
 from pytest_gpuaccept.measurement import NotMeasured, Outcome, Provenance
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.profile import Profile, Waiver
 from pytest_gpuaccept.report import render_html
+from pytest_gpuaccept.resume import Resumption, fingerprint
 from pytest_gpuaccept.verdict import Decision, DecisionWord, Verdict, decide, judge, undecided, waive
 from pytest_gpuaccept.world import Clock, Mode, World
 
@@ -45,7 +46,8 @@ class NullJournal:
 class Source:
     """Where a run's values come from: a world, or a bundle recorded before.
 
-    `scenario` names a simulated world; `remarks` says at the end what a reader must know of it.
+    `scenario` names a simulated world; `remarks` says at the end what a reader must know of it; `resumption`
+    is the run that was cut off and that this one goes on with.
     """
 
     mode: Mode
@@ -53,6 +55,7 @@ class Source:
     bundle: Bundle | None = None
     scenario: str = ""
     remarks: Callable[[], Iterable[str]] = tuple
+    resumption: Resumption | None = None
 
     def stamp(self) -> str:
         """Return the words that a decision carries when nothing was measured here and now."""
@@ -137,6 +140,7 @@ class Run:
 
     def finish(self, missed: str) -> Decision:
         """Decide, close the bundle and render the report; `missed` says why lines are undecided."""
+        self.bench.close()
         keys = self.expected()
         for key in keys:
             if key not in self.verdicts:
@@ -195,10 +199,25 @@ def start(
         raise InputError(message)
     writer = Writer(folder, clock, _manifest(profile, catalogue, source), profile) if folder else None
     journal: Journal = writer or NullJournal()
+    if source.resumption and writer:
+        source.resumption.hand_over(writer)
     recorded = source.bundle.table() if source.bundle else None
+    carried = source.resumption.carried if source.resumption else None
     taken: Provenance = "simulated" if source.mode == "simulated" else "measured"
-    bench = Bench(profile, catalogue, journal, source.world, recorded, provenance=taken)
-    return Run(profile, catalogue, bench, clock, source, writer)
+    bench = Bench(profile, catalogue, journal, source.world, recorded, carried=carried, provenance=taken)
+    run = Run(profile, catalogue, bench, clock, source, writer)
+    if source.resumption:
+        _take_over(run, source.resumption)
+    return run
+
+
+def _take_over(run: Run, resumption: Resumption) -> None:
+    for reason in resumption.faults():
+        run.note("fault", reason)
+    for reason in resumption.remarks():
+        run.note("remark", reason)
+    if run.writer:
+        resumption.close(run.writer)
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -233,13 +252,15 @@ def _manifest(profile: Profile, catalogue: Catalogue, source: Source) -> Record:
     }
     if source.bundle:
         manifest["origin"] = _origin(source.bundle)
+    if source.resumption:
+        manifest |= source.resumption.manifest()
     if source.scenario:
         manifest["scenario"] = source.scenario
     return manifest
 
 
 def _origin(bundle: Bundle) -> Record:
-    first = bundle.manifest.get("origin", {})
+    first = {} if bundle.manifest.get("cuts") else bundle.manifest.get("origin", {})
     kept = {key: bundle.manifest.get(key) for key in ("mode", "source", "scenario", "started", "decision", "chain")}
     return {**kept, **first, "flaws": list(bundle.flaws)}
 
@@ -258,14 +279,4 @@ def _fingerprint(source: Source) -> Mapping[str, str]:
     """Return what tells this machine from another; a replay keeps the one of its bundle."""
     if source.bundle:
         return dict(source.bundle.manifest.get("host", {}))
-    facts = {"architecture": platform.machine()}
-    sources = {
-        "hostname": "/proc/sys/kernel/hostname", "kernel": "/proc/sys/kernel/osrelease",
-        "machine_id": "/etc/machine-id", "boot_id": "/proc/sys/kernel/random/boot_id",
-    }  # fmt: skip
-    for key, path in sources.items():
-        try:
-            facts[key] = source.world.read(path) if source.world else ""
-        except Unmeasurable as error:
-            facts[key] = str(error)
-    return facts
+    return {"architecture": platform.machine(), **fingerprint(source.world)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_gpuaccept.bundle import read_bundle
+from pytest_gpuaccept.bundle import read_bundle, read_manifest
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.evidence import row_verdict, verdict_row
 from pytest_gpuaccept.expansion import Expansion, is_without_line, spec_key
@@ -27,6 +27,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import WORDS, summary_text
+from pytest_gpuaccept.resume import fingerprint, take, unfinished
 from pytest_gpuaccept.run import Run, Source, open_bundle, start
 from pytest_gpuaccept.verdict import Decision, Verdict, undecided
 from pytest_gpuaccept.world import LiveWorld, SystemClock
@@ -46,6 +47,7 @@ class Settings:
     profile: str
     replay: Path | None
     scenario: str | None
+    resume: str | None
     evidence: Path | None
     effort: str
     go_on: bool
@@ -61,6 +63,9 @@ def settings(config: pytest.Config) -> Settings:
     if len(replays) + len(scenarios) > 1:
         message = "two worlds at once: give one of --hw-sim and --hw-replay, once"
         raise pytest.UsageError(message)
+    if replays and option.hw_resume is not None:
+        message = "--hw-replay judges what was recorded, --hw-resume measures what is missing: give one of them"
+        raise pytest.UsageError(message)
     parallel = getattr(option, "numprocesses", None) or getattr(option, "tx", None) or hasattr(config, "workerinput")
     if (parallel or getattr(option, "dist", "no") != "no") and not replays:
         message = "-n works with --hw-replay only: items share one machine, live or simulated, and disturb each other"
@@ -68,7 +73,7 @@ def settings(config: pytest.Config) -> Settings:
     folder = config.invocation_params.dir
     return Settings(
         option.hw, _bundle_path(replays[0], folder) if replays else None, scenarios[0] if scenarios else None,
-        (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
+        option.hw_resume, (folder / option.hw_evidence).resolve() if option.hw_evidence else None,
         option.hw_effort, option.hw_go_on, _interpreter(option.hw_python, folder), folder,
         hasattr(config, "workerinput"),
     )  # fmt: skip
@@ -104,7 +109,7 @@ class Session:
         s = self.settings
         self.profile = load_profile(s.profile, self.catalogue, s.folder, s.effort)
         self.expansion = Expansion(self.profile, self.catalogue)
-        self.source = self._source()
+        self.source = self._resumed(self._source())
         self.clock = self.source.world.clock if self.source.world else SystemClock()
         self.folder = None if s.worker else s.evidence or self._new_folder()
         self.run: Run | None = None
@@ -125,6 +130,22 @@ class Session:
             return simulated(self.profile, s.scenario, s.folder)
         return Source("live", LiveWorld(python=s.python))
 
+    def _resumed(self, source: Source) -> Source:
+        """Return the source with the run that it goes on with, if one was asked for; raises InputError."""
+        s = self.settings
+        if s.resume is None or source.world is None:
+            return source
+        left = [s.folder / s.resume] if s.resume else self._unfinished(source)
+        if not left:
+            message = f"--hw-resume: no run of {self.profile.name} on this machine was cut off in {EVIDENCE_ROOT}/"
+            raise InputError(message)
+        how = source.mode, source.scenario, source.world
+        return replace(source, resumption=take(left[0], self.profile, self.catalogue, *how))
+
+    def _unfinished(self, source: Source) -> list[Path]:
+        root = self.settings.folder / EVIDENCE_ROOT
+        return unfinished(root, self.profile.name, source.mode, fingerprint(source.world))
+
     def _new_folder(self) -> Path:
         stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
         return self.settings.folder / EVIDENCE_ROOT / f"{self.profile.name}-{stamp}-{os.getpid()}"
@@ -139,7 +160,8 @@ class Session:
             if s.scenario is None
             else f"SIMULATED, {s.scenario}"
         )
-        return f"gpuaccept: {self.profile.title} ({self.profile.name}), {what}; evidence in {self.folder}"
+        resumed = f", resumed from {self.source.resumption.bundle.folder}" if self.source.resumption else ""
+        return f"gpuaccept: {self.profile.title} ({self.profile.name}), {what}{resumed}; evidence in {self.folder}"
 
     # collection ------------------------------------------------------------------------------
 
@@ -182,24 +204,45 @@ class Session:
         """Take the signals and open the evidence; loads are held back when the run cannot be decided."""
         if not self.settings.worker:
             self._take_signals()
+        left = self._unfinished(self.source) if self.source.world and not self.source.resumption else []
         self.run = start(self.profile, self.catalogue, self.clock, self.source, self.folder)
         self.config.stash[RUN] = self.run
+        if left:
+            self._tell_unfinished(self.run, left[0])
         if self.folder and self.folder.parent.name == EVIDENCE_ROOT:
             (self.folder.parent / ".gitignore").write_text("*\n")
         for kind, reason in self._before:
             self.run.note(kind, reason)
         if isinstance(self.source.world, LiveWorld):
+            self._clear_scratch(self.run, self.source.world)
             self._show_loads(self.run, self.source.world)
             self._note_hidden_gpus(self.run)
         self.run.bench.begin()
         if self.source.world and not self.settings.go_on:
             self._preflight(self.run)
 
+    def _clear_scratch(self, run: Run, world: LiveWorld) -> None:
+        """Remove what runs that died left on the drives; the free space is checked later."""
+        for mount in {facts.mount for facts in self.profile.device.values() if facts.mount}:
+            for folder in world.clear(mount):
+                self.write(f"gpuaccept: removed {folder}, left by a run that died")
+                if run.writer:
+                    run.writer.record("mark", event=f"removed {folder}, left by a run that died")
+
     def _note_hidden_gpus(self, run: Run) -> None:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is not None and self.profile.gpus:
             heeded = "loads do not heed it, engines started from this shell do: unset it"
             run.note("remark", f"CUDA_VISIBLE_DEVICES={hidden} is set: {heeded}")
+
+    def _tell_unfinished(self, run: Run, left: Path) -> None:
+        """Say that a run before this one was cut off: what it found is in none of this run's verdicts."""
+        boots = [read_manifest(left).get("host", {}).get("boot_id"), fingerprint(self.source.world)["boot_id"]]
+        since = ", and the machine was started anew since" if boots[0] != boots[1] else ""
+        place = left.relative_to(self.settings.folder)
+        what = f"a run of {self.profile.name} was cut off{since}: {place}; --hw-resume={place} goes on with it"
+        self.write(f"gpuaccept: {what}")
+        run.note("remark", what)
 
     def _show_loads(self, run: Run, world: LiveWorld) -> None:
         """Show the operator what loads do, past pytest's capture; without a reporter or a stdout, nobody looks."""

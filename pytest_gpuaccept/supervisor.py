@@ -5,14 +5,18 @@ trusts nothing that a child writes.
 """
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
@@ -20,6 +24,7 @@ import psutil
 from pytest_gpuaccept.errors import Unmeasurable
 
 Record = dict[str, Any]
+KEEPER = Path(__file__).parent / "children" / "keeper.py"
 GRACE_S = 5.0
 """Seconds between asking a child to end and ending it: fio needs them to stop its workers."""
 KILL_S = 10.0
@@ -30,6 +35,17 @@ MOST_BYTES = 2**29
 UNKILLABLE = "cannot be killed: it hangs in the driver; restart the machine"
 LAST_WORDS = 40
 """Lines of its error output that are kept."""
+
+
+@contextlib.contextmanager
+def command(argv: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command as a child that also dies, with all that it started, when this process is killed."""
+    if shutil.which(argv[0]) is None:
+        number = errno.EACCES if Path(argv[0]).exists() else errno.ENOENT
+        message = f"{argv[0]} cannot be started: {os.strerror(number)}"
+        raise Unmeasurable(message)
+    with child([sys.executable, "-I", "-S", str(KEEPER), str(os.getpid()), *argv]) as started:
+        yield started
 
 
 @contextlib.contextmanager
