@@ -1,7 +1,6 @@
-"""fio and stress-ng of the simulated machine: the probes run on them unchanged, and catch every fault."""
+"""fio of the simulated machine: the probe runs on it unchanged, and catches every fault."""
 
 import json
-from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -10,104 +9,39 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cpu, storage
-from pytest_gpuaccept.probes.storage import Job, parse_fio
+from pytest_gpuaccept.probes import cold_load, storage
+from pytest_gpuaccept.probes.fio import Job, parse_fio
 from pytest_gpuaccept.profile import DeviceFacts, Profile
-from pytest_gpuaccept.sim import fio, stress
+from pytest_gpuaccept.sim import fio
 from pytest_gpuaccept.sim.machine import Change, Machine, When
 from pytest_gpuaccept.sim.parts import Cpu, Drive, Gpu, Host, LlamaCpp, Nic, Vllm
-from pytest_gpuaccept.world import Completed, Disk
+from pytest_gpuaccept.sim.world import SimClock, SimWorld
 
 FUZZ = settings(deadline=None, database=None, max_examples=50)
 GIB = 2**30
 SIZE = 8 * GIB
 MOUNT = "/mnt/nvme0"
-PARAMS = {**storage.PARAMS, "size_gib": 8, "seconds": 10, "warmup_seconds": 1}
+PARAMS = {**storage.PARAMS, "size_gib": 8, "seconds": 10, "warmup_seconds": 1, "verify_gib": 1}
 RATES = {"nvme.read.seq": 4589.0, "nvme.write.seq": 4213.0, "nvme.read.rand": 568e3, "nvme.write.rand": 555e3}
 READS, WRITES = {"nvme.read.seq", "nvme.read.rand"}, {"nvme.write.seq", "nvme.write.rand"}
-TOOLS = {"fio": fio.run, "stress-ng": stress.run}
 
 
-class Clock:
-    """The seconds of a machine."""
-
-    def __init__(self, machine):
-        self.machine = machine
-
-    def monotonic(self):
-        """Return the machine's time."""
-        return self.machine.now
-
-
-class World:
-    """Just enough of a simulated world for a drive and the CPUs."""
+class World(SimWorld):
+    """A simulated world around a machine that is made by hand."""
 
     def __init__(self, machine):
-        self.machine, self.clock = machine, Clock(machine)
-
-    def command(self, argv, *, timeout, watch=None):
-        """Run a tool in virtual time."""
-        began = self.machine.now
-        status, out, err = TOOLS[argv[0]](self.machine, argv)
-        seconds = self.machine.now - began
-        if seconds > timeout:
-            message = f"{argv[0]} was still running after {timeout:g} s and was ended"
-            raise Unmeasurable(message)
-        return Completed(tuple(argv), status, out, err, seconds)
-
-    def read(self, path):
-        """Answer from what was written, or from the state of the machine."""
-        files = {
-            "/sys/devices/system/cpu/online": lambda: f"0-{self.machine.cpu.threads - self.machine.cpu.offline - 1}",
-            "/sys/dev/block/259:1/stat": self._sectors,
-            "/proc/stat": self._ticks,
-            "/proc/loadavg": lambda: "63.90 40.11 20.20 65/900 4300",
-        }
-        if path in self.machine.written:
-            return self.machine.written[path].strip()
-        if path not in files:
-            message = f"{path} cannot be read: No such file or directory"
-            raise Unmeasurable(message)
-        return files[path]()
-
-    def _sectors(self):
-        moved = self.machine.moved["nvme0"]
-        return f"9 0 {moved['read'] // 512} 7 9 0 {moved['write'] // 512} 7 0 5 5"
-
-    def _ticks(self):
-        part = self.machine.cpu
-        online = part.threads - part.offline
-        busy = self.machine.cpu_busy_s * online / max(1, online - part.idle_cpus)
-        lines = []
-        for index in range(online):
-            worked = 0 if index < part.idle_cpus else round(100 * busy)
-            lines.append(f"cpu{index} {worked} 0 0 {round(100 * self.machine.now) - worked} 0 0 0 0 0 0")
-        return "\n".join(lines)
-
-    def names(self, path):
-        """List the one block device."""
-        assert path == "/sys/dev/block/259:1"
-        return ["stat"]
-
-    def disk(self, path):
-        """Return the drive behind the mount."""
-        return Disk("259:1", 1000 * GIB)
-
-    @contextmanager
-    def folder(self, parent=None):
-        """Name a folder."""
-        yield f"{parent or '/tmp'}/.gpuaccept-1"
+        self.machine, self.clock = machine, SimClock(machine)
 
 
 def a_machine(**faults):
-    """Return a machine of one GPU and one drive; `faults` are parameters of its drive and its CPU."""
+    """Return a machine of one GPU and one drive; `faults` are parameters of its drive."""
     machine = Machine(
         seed="7", cpu=Cpu(), host=Host(), gpus=[Gpu()], drives={"nvme0": Drive()}, nics={"nic0": Nic()},
         vllm=Vllm(), llamacpp=LlamaCpp(),
     )  # fmt: skip
     machine.mounts = {"/": "sda", MOUNT: "nvme0"}
     for name, value in faults.items():
-        setattr(machine.drives["nvme0"] if name in Drive.model_fields else machine.cpu, name, value)
+        setattr(machine.drives["nvme0"], name, value)
     return machine
 
 
@@ -124,14 +58,9 @@ def the_rates(machine, **params):
     return {o.metric: o for o in storage.rates(the_site(machine, PARAMS | params))}
 
 
-def the_burn(machine):
-    """Run the CPU's probe unchanged; return its measurements by metric."""
-    return {m.metric: m for m in cpu.burn(the_site(machine, {"seconds": 30}))}
-
-
 def reasons(found):
-    """Return the reasons of what was not measured."""
-    return {metric: o.reason for metric, o in found.items() if not isinstance(o, Measurement)}
+    """Return the reasons of the rates that were not measured."""
+    return {metric: found[metric].reason for metric in RATES if not isinstance(found[metric], Measurement)}
 
 
 def ask(machine, *changes, rw="read", seconds=10):
@@ -148,10 +77,11 @@ def ask(machine, *changes, rw="read", seconds=10):
 def test_a_healthy_drive_gives_its_own_rates():
     """The probe measures, through every gate, what the drive's parameters say, within their noise."""
     found = the_rates(a_machine())
-    assert {metric: m.value for metric, m in found.items()} == {
+    assert {metric: found[metric].value for metric in RATES} == {
         metric: pytest.approx(rate, rel=0.05) for metric, rate in RATES.items()
     }
-    assert all(m.conditions["device_bytes"] == m.conditions["io_bytes"] for m in found.values())
+    conditions = [found[metric].conditions for metric in RATES]
+    assert all(where["device_bytes"] == where["io_bytes"] for where in conditions)
 
 
 def test_without_noise_a_rate_is_the_parameter():
@@ -221,14 +151,86 @@ def test_the_report_has_fios_form():
         ({"interrupted": True}, READS | WRITES, "not evidence: ran 5000 ms of 10 s"),
         ({"read_mbs": 9000.0}, {"nvme.read.seq"}, "MB/s is more than a link of"),
         ({"read_iops": 0.0}, {"nvme.read.rand"}, "nothing was transferred"),
+        ({"short_ios": 3}, READS | WRITES, "not evidence: 3 requests were cut short or dropped"),
     ],
-    ids=["page cache", "interrupted", "beyond the link", "nothing"],
+    ids=["page cache", "interrupted", "beyond the link", "nothing", "short"],
 )
 def test_a_fault_of_a_drive_is_caught_by_its_gate(faults, spoilt, gate):
     """fio ends with status 0, and what it reports is still no evidence; the other rates are."""
     found = reasons(the_rates(a_machine(**faults)))
     assert found.keys() == spoilt
     assert all(gate in reason for reason in found.values())
+
+
+def test_somebody_who_comes_in_the_midst_is_seen_in_every_job():
+    """The drive was quiet before; what it reads besides fio's own is told of each job that follows."""
+    machine = a_machine()
+    machine.plan(Change(machine.drives["nvme0"], "foreign_busy", 0.2, When(from_s=6.0)))
+    found = reasons(the_rates(machine))
+    assert found.keys() == READS | WRITES
+    assert all("somebody else moved" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "reason"),
+    [("load_c", 200.0, "and is critical at 85 C: cool it"), ("free_gib", 5.0, "only 5.0 GiB are left")],
+)
+def test_what_endangers_the_machine_ends_the_test(parameter, value, reason):
+    """Heat and a file system that fills up end the job in which they are seen and all that would follow."""
+    machine = a_machine()
+    machine.plan(Change(machine.drives["nvme0"], parameter, value, When(from_s=9.0)))
+    found = reasons(the_rates(machine))
+    assert found.keys() == READS | WRITES
+    assert all(reason in told for told in found.values())
+
+
+def test_data_that_read_back_wrong_are_found_by_verifying():
+    """Rates do not show it; the job with checksums does."""
+    found = the_rates(a_machine(corrupt=True))
+    assert reasons(found) == {}
+    assert found["nvme.verify.errors"].value.low == 1
+    assert the_rates(a_machine())["nvme.verify.errors"].value == 0
+
+
+def test_what_is_seen_meanwhile_is_the_drives():
+    """Link, temperature, tail of the latency and the rate that is lost follow from the parameters."""
+    found = the_rates(a_machine(noise=0.0, pcie_width=2, read_mbs=3000.0, write_mbs=3000.0, tail=3.0, cache_gib=20.0))
+    assert (found["nvme.link.gen"].value, found["nvme.link.width"].value) == (4, 2)
+    assert 38 < found["nvme.temperature"].value < 61
+    assert found["nvme.read.latency_p99"].value == pytest.approx(0.98 * 3 * 128 / 568e3 * 1e6, rel=1e-3)
+    assert found["nvme.drop"].value == pytest.approx(65, abs=5)
+
+
+def the_load(machine):
+    """Run the probe of the cold load unchanged; return its outcome."""
+    [found] = cold_load.cold_load(the_site(machine, {**cold_load.PARAMS, "size_gib": 4}))
+    return found
+
+
+def test_a_cold_load_has_the_buffered_rate():
+    """One process reads at its own rate, never faster than the drive; warm it comes from memory."""
+    found = the_load(a_machine())
+    assert (found.value, found.samples) == (pytest.approx(2.9, rel=0.05), 3)
+    assert found.conditions["warm_gbs"] > 3 * found.value
+    assert found.conditions["predicted_s"] == pytest.approx(140 / found.value, abs=0.1)
+    assert the_load(a_machine(read_mbs=1000.0)).value == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ({"resident": 0.4}, r"40\.0% of the file was in memory before a cold read"),
+        ({"page_cached": True}, r"100\.0% of the file was in memory before a cold read"),
+        ({"error": 5}, "the drive does not answer"),
+        ({"present": False}, "is not a folder"),
+        ({"free_gib": 10.0}, r"has 10\.0 GiB free, the test needs 24\.0"),
+        ({"foreign_busy": 0.5}, "somebody else uses the drive, 50 %"),
+    ],
+)
+def test_a_load_that_is_not_cold_has_no_rate(faults, reason):
+    """What stays in memory, and a drive that does not take the file, are told."""
+    with pytest.raises(Unmeasurable, match=reason):
+        the_load(a_machine(**faults))
 
 
 def test_reads_from_memory_pass_what_the_link_carries():
@@ -241,12 +243,19 @@ def test_reads_from_memory_pass_what_the_link_carries():
 @pytest.mark.parametrize(
     ("faults", "cause"),
     [
-        ({"error": 5}, f"fio: io_u error on file {MOUNT}/.gpuaccept-1/fio.dat: Input/output error: write offset="),
+        (
+            {"error": 5},
+            f"fio: io_u error on file {MOUNT}/.gpuaccept-simulated/fio.dat: Input/output error: write offset=",
+        ),
         ({"error": 28}, "No space left on device"),
-        ({"present": False}, f"fio: failed to create dir \\({MOUNT}\\): No such file or directory"),
+        ({"error": 122}, "Disk quota exceeded"),
+        ({"present": False}, f"mount of nvme0: {MOUNT} is not a folder"),
         ({"write_mbs": 0.0}, "fio was still running after 489"),
+        ({"read_only": True}, f"{MOUNT} is mounted read-only"),
+        ({"foreign_busy": 0.2}, "somebody else uses the drive, 20 % of the time before the test"),
+        ({"free_gib": 28.0}, r"has 28\.0 GiB free, the test needs 29\.0"),
     ],
-    ids=["EIO", "ENOSPC", "missing", "stuck"],
+    ids=["EIO", "ENOSPC", "EDQUOT", "missing", "stuck", "read-only", "in use", "full"],
 )
 def test_a_drive_that_takes_no_file_gives_no_rate(faults, cause):
     """The layout already fails, with fio's own words, and nothing is measured."""
@@ -278,7 +287,7 @@ def test_a_drive_that_fails_later_fails_its_job(fault, errno):
 def test_the_cause_of_a_failed_job_is_the_reason_of_its_rate():
     """fio's line on stderr reaches the verdict; the other rates are measured."""
     machine = a_machine(noise=0.0)
-    machine.plan(Change(machine.drives["nvme0"], "error", 5, When(from_s=3.5, on_s=0.05, off_s=1e6)))
+    machine.plan(Change(machine.drives["nvme0"], "error", 5, When(from_s=9.5, on_s=0.05, off_s=1e6)))
     found = reasons(the_rates(machine))
     assert found.keys() == {"nvme.read.seq"}
     assert "status 1: fio: io_u error on file" in found["nvme.read.seq"]
@@ -343,145 +352,3 @@ def test_any_command_line_of_fio_has_an_answer(words):
     status, out, err = fio.run(a_machine(), ["fio", *words])
     assert status in {0, 1}
     assert out or err
-
-
-# stress-ng ---------------------------------------------------------------------------------------
-
-
-def test_a_healthy_burn_has_no_errors_and_the_proof():
-    """The probe finds every CPU busy and no wrong result; time has passed, and the CPUs are idle again."""
-    machine = a_machine()
-    found = the_burn(machine)
-    assert found["cpu.burn.load"].value == pytest.approx(100.0)
-    assert found["cpu.burn.errors"].value == 0
-    assert (
-        found["cpu.burn.errors"].proof == "64 workers verified their results for 30 s, every CPU at least 100.0 % busy"
-    )
-    assert (machine.now, machine.cpu_busy_s) == (pytest.approx(30.0), pytest.approx(30.0))
-    assert (machine.cpu_load, machine.running) == (0.0, [])
-
-
-def test_an_idle_cpu_is_found_and_takes_the_proof_away():
-    """stress-ng says nothing of a CPU that it does not reach; /proc/stat does."""
-    machine = a_machine(idle_cpus=1)
-    found = the_burn(machine)
-    assert found["cpu.burn.load"].value == 0.0
-    assert found["cpu.burn.errors"].proof is None
-    assert machine.cpu_busy_s == pytest.approx(30.0 * 63 / 64)
-
-
-@pytest.mark.parametrize("count", [1, 3, 100])
-def test_every_wrong_result_is_counted(count):
-    """A CPU that calculates wrongly has exactly as many errors as its parameter says."""
-    assert the_burn(a_machine(wrong_results=count))["cpu.burn.errors"].value == count
-
-
-def test_a_burn_that_ends_early_is_no_burn():
-    """stress-ng ends with status 0 after half the time, and the gate on time catches it."""
-    with pytest.raises(Unmeasurable, match=r"stress-ng says 15\.0 s and took 15\.0 s of 30 s, \d+ operations"):
-        the_burn(a_machine(burn_ends_after=0.5))
-
-
-def test_offline_cpus_are_not_missed():
-    """CPUs that are offline get no worker and are no idle ones."""
-    machine = a_machine(offline=4)
-    assert the_burn(machine)["cpu.burn.load"].value == pytest.approx(100.0)
-    assert machine.cpu_busy_s == pytest.approx(30.0)
-
-
-@pytest.mark.parametrize(("workers", "share"), [(16, 0.25), (0, 1.0), (128, 1.0)])
-def test_workers_keep_as_many_cpus_busy(workers, share):
-    """Fewer workers than CPUs leave CPUs idle; 0 is one for each, and more are no more."""
-    machine = a_machine()
-    stress.run(machine, ["stress-ng", "--cpu", str(workers), "--timeout", "8s"])
-    assert machine.cpu_busy_s == pytest.approx(8 * share)
-
-
-def test_a_fault_that_comes_with_the_burn_counts_from_its_start():
-    """A CPU that drops out whenever stress-ng runs is idle all the time."""
-    machine = a_machine()
-    machine.plan(Change(machine.cpu, "idle_cpus", 32, When(during="stress-ng")))
-    stress.run(machine, ["stress-ng", "--cpu", "64", "--timeout", "8s"])
-    assert machine.cpu_busy_s == pytest.approx(4.0)
-
-
-def test_without_verification_nothing_is_found_wrong():
-    """Only a worker that checks its results can say that one is wrong."""
-    burn = ["stress-ng", "--cpu", "2", "--timeout", "1s"]
-    assert stress.run(a_machine(wrong_results=2), burn)[0] == 0
-    assert stress.run(a_machine(wrong_results=2), [*burn, "--verify"])[0] == 2
-
-
-SAID = """stress-ng: info:  [4300] setting to a 90 second (1 min, 30.00 secs) run per stressor
-stress-ng: info:  [4300] dispatching hogs: 2 cpu
-stress-ng: fail:  [4301] cpu: prime error detected, number of primes has been miscalculated
-stress-ng: error: [4300] process [4301] (cpu) terminated with an error, exit status=2 (stressor failed)
-stress-ng: metrc: [4300] stressor       bogo ops real time  usr time  sys time   bogo ops/s     bogo ops/s CPU used per       RSS Max
-stress-ng: metrc: [4300]                           (secs)    (secs)    (secs)   (real time) (usr+sys time) instance (%)          (KB)
-stress-ng: metrc: [4300] cpu              396000     90.00    180.00      0.00      4400.00        2200.00       100.00          6448
-stress-ng: info:  [4300] unsuccessful run completed in 90.00s (1 min, 30.00 secs)
-"""  # noqa: E501 - as printed
-
-
-def test_what_is_said_has_stress_ngs_form():
-    """Lines and columns are those of the real one; stdout stays empty."""
-    words = "stress-ng --cpu 2 --cpu-method all --verify --metrics --timeout 90s --yaml /t/r.yaml --temp-path /t"
-    assert stress.run(a_machine(wrong_results=1), words.split()) == (2, "", SAID)
-
-
-def test_the_report_is_written_where_it_was_asked_for():
-    """System and metrics stand in the YAML; without --metrics there are none, without --yaml no file."""
-    machine = a_machine(threads=2)
-    burn = ["stress-ng", "--cpu", "2", "--timeout", "3s"]
-    stress.run(machine, burn)
-    assert machine.written == {}
-    stress.run(machine, [*burn, "--yaml", "/t/bare"])
-    stress.run(machine, [*burn, "--yaml", "/t/full", "--metrics"])
-    assert "metrics:" not in machine.written["/t/bare"]
-    lines = machine.written["/t/full"].splitlines()
-    assert lines[:3] == ["---", "system-info:", "      stress-ng-version: 0.15.06"]
-    assert {"      cpus-online: 2", "    - stressor: cpu", "      bogo-ops: 13200",
-            "      wall-clock-time: 3.000000"} <= set(lines)  # fmt: skip
-    assert lines[-1] == "..."
-
-
-SETTING = "stress-ng: info:  [4300] setting to a 3 second run per stressor\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--timeout 3s", f"{SETTING}stress-ng: error: [4300] No stress workers invoked\n"),
-        ("--cpu x --timeout 1s", "Value x contains non-numeric: 'x'\n"),
-        ("--cpu 2 --timeout zz", "Invalid number zz\n"),
-        ("--cpu 2 --timeout", "stress-ng: option '--timeout' requires an argument\n"),
-        ("--cpu 2 --matrix 4", "stress-ng: unrecognized option '--matrix'\n"),
-    ],
-)  # fmt: skip
-def test_what_stress_ng_does_not_run_is_refused_in_its_words(words, said):
-    """A command line that is wrong ends with status 1 at once; no time passes and nothing is written."""
-    machine = a_machine()
-    assert stress.run(machine, ["stress-ng", *words.split()]) == (1, "", said)
-    assert (machine.now, machine.written) == (0.0, {})
-
-
-@pytest.mark.parametrize(
-    ("asked", "spelt"), [("60s", ""), ("2m", " (2 mins, 0.00 secs)"), ("3661s", " (1 hour, 1 min, 1.00 secs)")]
-)
-def test_a_long_burn_is_spelt_out(asked, spelt):
-    """Durations beyond a minute are written in words, as the real one does."""
-    err = stress.run(a_machine(burn_ends_after=0.0), ["stress-ng", "--cpu", "2", "--timeout", asked])[2]
-    assert err.splitlines()[0].partition(" second")[2] == f"{spelt} run per stressor"
-
-
-@FUZZ
-@given(
-    words=st.lists(st.text() | st.sampled_from(["--cpu", "--timeout", "2", "1s", "--yaml", "--verify", "--metrics"]))
-)
-def test_any_command_line_of_stress_ng_has_an_answer(words):
-    """Whatever is asked, there is a status and a text, and no exception."""
-    status, _, err = stress.run(a_machine(burn_ends_after=0.0), ["stress-ng", *words])
-    assert status in {0, 1}
-    assert err
-    with suppress(Unmeasurable):
-        cpu.count_failures(Completed((), status, "", err, 1.0), "", 1)
