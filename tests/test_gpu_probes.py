@@ -16,7 +16,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import burn, burnt, gemm, gpu, links
-from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, window
+from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, ran_on, tally, window
 from pytest_gpuaccept.probes.cpu import Loaded
 from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.sim.scenario import load_scenario
@@ -251,6 +251,30 @@ def test_batches_of_another_card_or_without_time_do_not_count(records, reason):
         batches(OWN, records, "batch")
 
 
+@pytest.mark.parametrize(
+    ("records", "here"),
+    [
+        ([], False),
+        ([{"kind": "device", "uuid": OWN.uuid}, batch()], True),
+        ([{"kind": "device", "uuid": "GPU-1"}], False),
+        ([{"kind": "device", "uuid": OWN.uuid}] * 2, False),
+        ([{"kind": "device", "uuid": [OWN.uuid]}], False),
+        ([{"kind": "batch", "uuid": OWN.uuid}], False),
+    ],
+)
+def test_a_load_ran_on_the_one_card_that_it_names(records, here):
+    """None, another and two are not it."""
+    assert ran_on(OWN, records) is here
+
+
+def test_a_sum_takes_what_can_be_read_and_says_why_the_rest_cannot():
+    """One garbled record hides nothing of the others, and is told by the first reason."""
+    assert tally([], "wrong") == (0, "")
+    assert tally([batch(wrong=2), batch(wrong=3)], "wrong") == (5, "")
+    spoilt = [batch(wrong="x"), batch(wrong=2), batch(wrong=None), batch(wrong=-1), batch(wrong=3)]
+    assert tally(spoilt, "wrong") == (5, "a record of kind 'batch' says wrong = 'x', which is no amount")
+
+
 def test_batches_of_the_card_itself_are_all_returned():
     """Warm-up and other records are left out."""
     timed = [batch(), batch(0.1)]
@@ -288,6 +312,7 @@ def test_no_error_is_proven_by_rehearsal_golden_end_and_load():
         ([*whole(), golden(1), rehearsal(2)], "a golden result was not rehearsed with its own seed"),
         (whole(*(batch(t, seconds=1.0, elements=0, checked=int(t != 30)) for t in range(60))), "not every product"),
         (whole(*(batch(t, seconds=1.0, elements=0, products=15 + (t == 30)) for t in range(60))), "not every product"),
+        (whole(*(batch(t, seconds=1.0, elements=0, products=0) for t in range(60))), "not every product"),
         (whole(*(batch(t, seconds=1.0) for t in range(60))), "0 bitwise comparisons in 60 s"),
         (
             whole(*(batch(t, seconds=1.0) | ({} if t % 3 else {"elements": 0}) for t in range(60))),
@@ -583,11 +608,12 @@ def together(*burns, load=None):
     return [b.flaw for b in burn._together(burns, asked, load)]
 
 
-def cpus(began=0.0, ended=60.0, busy=100.0):
-    """Return a run of stress-ng that verified its results."""
-    done = Completed(("stress-ng",), 0, "", "", 60.0)
-    report = "    bogo-ops: 5000\n    wall-clock-time: 60.0\n"
-    return Loaded(1, 60, {0: busy}, done, report, began, ended)
+def cpus(began=0.0, ended=60.0, busy=100.0, share=99.0):
+    """Return a run of stress-ng on one CPU that verified its results, with a share of it in %."""
+    done = Completed(("stress-ng",), 0, "", "stress-ng: info:  [7] dispatching hogs: 1 cpu\n", 60.0)
+    times = f"  user-time: {0.6 * share}\n  system-time: 0.0\n  cpu-usage-per-instance: {share}\n"
+    report = f"metrics:\n- stressor: cpu\n  bogo-ops: 5000\n  wall-clock-time: 60.0\n{times}"
+    return Loaded(1, 60, {0: busy}, done, report, began, ended, loadavg="0.98 0.4 0.1 2/90 7")
 
 
 def test_burns_that_ran_together_have_no_flaw():
@@ -612,6 +638,7 @@ def test_cpus_that_worked_at_another_time_were_not_combined():
     """The load of the CPUs has its own beginning and end, which count like those of a burn."""
     assert together(minute(), load=cpus(59.0, 119.0)) == ["the loads ran together for 1.0 s of 60 s"]
     assert together(minute(), load=cpus(busy=50.0))[0].startswith("the CPUs were not loaded")
+    assert together(minute(), load=cpus(share=70.0))[0].startswith("each worker had 70.0 % of a CPU")
 
 
 def test_a_burn_that_paused_is_none():
@@ -642,16 +669,61 @@ def test_a_flawed_burn_proves_wrong_products_and_nothing_else():
     assert all(isinstance(o, NotMeasured) for o in outcomes.values())
 
 
-def test_a_garbled_record_does_not_hide_what_was_proven_wrong():
+GARBLED = [{"seconds": None}, {"t": "x"}, {"tflop": -1}, {"wrong": None}, {"checked": []}, {"elements": "many"}]
+
+
+def garbled(change, wrong=3, view=None, extra=()):
+    """Return the outcomes of a burn of a minute of which one batch is garbled and the first hold wrong products."""
+    timed = [batch(float(t), seconds=1.0, wrong=int(t < wrong), elements=int(t < wrong)) for t in range(60)]
+    timed[30].update(change)
+    of_card = burn._burnt(OWN, [*whole(*timed), *extra], view or samples(), PERIOD)
+    where = Site(None, SimpleNamespace(card=None), "host", {"seconds": 60}, None)
+    return {o.metric.split(".")[-1]: o for o in burnt.values(where, burnt.ALONE, of_card)}
+
+
+@pytest.mark.parametrize("change", GARBLED)
+def test_a_garbled_record_does_not_hide_what_was_proven_wrong(change):
     """A batch that took no time makes the burn worthless, and the wrong products of the others stay wrong."""
-    records = whole(*(batch(t, seconds=1.0, wrong=int(t < 3)) for t in range(59)), batch(59.0, seconds=None))
-    garbled = burn._burnt(OWN, records, samples(), PERIOD)
-    value, proof, note = burnt.errors(garbled)
-    assert (value, proof) == (3, None)
-    assert note.startswith("3 batches of 3 held a wrong product")
-    assert isinstance(burn._burnt(OWN, whole(batch(0.0, seconds=None)), samples(), PERIOD), NotMeasured)
-    other = [{"kind": "device", "uuid": "GPU-other"}, *records[1:]]
+    errors = garbled(change)["errors"]
+    assert (errors.value, errors.proof) == (3, None)
+    assert errors.note.startswith("3 batches of 60 held a wrong product")
+    key = next(iter(change))
+    assert f"says {key} = " in garbled(change, wrong=0)["errors"].reason
+
+
+def test_a_garbled_burn_has_no_other_value():
+    """No rate of batches one of which took no time; a burn of another card has no errors either."""
+    outcomes = garbled({"seconds": None})
+    assert {name for name, o in outcomes.items() if isinstance(o, Measurement)} == {"errors"}
+    other = [{"kind": "device", "uuid": "GPU-other"}, *whole(batch(wrong=1))[1:]]
     assert isinstance(burn._burnt(OWN, other, samples(), PERIOD), NotMeasured)
+
+
+def test_a_garbled_record_does_not_hide_a_wrong_golden():
+    """Products that agree with a wrong result are wrong, whatever one of their records says."""
+    assert garbled({"seconds": None}, wrong=0, extra=[golden(1, flaw="3 of 9")])["errors"].value == 60 * 15
+
+
+def test_a_wrong_golden_counts_although_nothing_was_burned():
+    """A load that died before its first batch has computed a wrong result all the same, and of one sample."""
+    of_card = burn._burnt(OWN, [{"kind": "device", "uuid": OWN.uuid}, golden(flaw="3 of 9")], samples(), PERIOD)
+    where = Site(None, None, "host", {"seconds": 60}, None)
+    errors = next(o for o in burnt.values(where, burnt.ALONE, of_card) if o.metric == "gpu.burn.errors")
+    assert (errors.value, errors.samples) == (1, 1)
+    assert "timed 0 batches" in of_card.flaw
+
+
+def test_a_garbled_temperature_does_not_hide_what_was_proven_wrong():
+    """The heat belongs to the note, not to the proof."""
+    view = [{**sample, "temperature": "hot"} if i == 7 else sample for i, sample in enumerate(samples())]
+    assert garbled({}, view=view)["errors"].value == 3
+
+
+def test_a_garbled_burn_does_not_cost_the_others_theirs():
+    """What one load wrote says nothing of when the others ran."""
+    spoilt = burn._burnt(OWN, whole(batch(wrong=1), batch(seconds=None)), samples(), PERIOD)
+    assert together(spoilt, minute(), minute(1.0)) == [spoilt.flaw, "", ""]
+    assert "seconds = None" in spoilt.flaw
 
 
 # worlds ---------------------------------------------------------------------------------------------------

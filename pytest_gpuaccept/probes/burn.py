@@ -39,6 +39,7 @@ from pytest_gpuaccept.probes.cards import (
     Card,
     Window,
     batches,
+    ran_on,
     usable_cards,
     window,
 )
@@ -184,7 +185,7 @@ def _marked(burnt: Burnt | NotMeasured, died: str, *, outvoted: bool) -> Burnt |
     """Return a burn with what is known from outside of it: why its load died, what the other cards say."""
     if isinstance(burnt, NotMeasured):
         return replace(burnt, reason=died or burnt.reason)
-    return replace(burnt, outvoted=outvoted, flaw=died)
+    return replace(burnt, outvoted=outvoted, flaw=died or burnt.flaw)
 
 
 def _until_flat(site: Site, guard: Guard) -> Mapping[str, str]:
@@ -219,22 +220,16 @@ def _asks(load: Load, answered: int) -> bool:
 
 
 def _burnt(card: Card, records: Sequence[Record], samples: Sequence[Record], period: float) -> Burnt | NotMeasured:
+    """Return a card's burn; a garbled record flaws it, and what it proved wrong stays proven."""
     try:
         timed = batches(card, records, "batch")
         began, ended = timed[0]["t"], timed[-1]["t"] + timed[-1]["seconds"]
         return Burnt(card, records, timed, window(card, samples, began, ended, period))
     except Unmeasurable as error:
-        wrong = _proven_wrong(card, records)
-        nothing = Window(card.device, (), 0.0, 0.0, period)
-        return Burnt(card, records, wrong, nothing) if wrong else NotMeasured("", card.device, str(error))
-
-
-def _proven_wrong(card: Card, records: Sequence[Record]) -> list[Record]:
-    """Return the batches of a card that hold a wrong product, whatever else of what its load wrote is unusable."""
-    if [record.get("uuid") for record in records if record.get("kind") == "device"] != [card.uuid]:
-        return []
-    stated = [r for r in records if r.get("kind") == "batch" and isinstance(r.get("wrong"), int) and r["wrong"] > 0]
-    return [{"checked": 1, **record} for record in stated]
+        if not ran_on(card, records):
+            return NotMeasured("", card.device, str(error))
+        written = [record for record in records if record.get("kind") == "batch"]
+        return Burnt(card, records, written, Window(card.device, (), 0.0, 0.0, period), flaw=str(error))
 
 
 def cool_down(site: Site, found: Mapping[str, Card], longest_s: float) -> None:

@@ -22,6 +22,7 @@ from pytest_gpuaccept.probes.cards import (
     amount,
     ceiling_tflops,
     flaws,
+    tally,
 )
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
@@ -141,7 +142,7 @@ def values(site: Site, of: Metrics, burnt: Burnt) -> Iterator[Outcome]:
 
 def attempt(site: Site, metric: Metric, burnt: Burnt, read: Callable[[Burnt], Reading]) -> Outcome:
     """Return one reading of a burn with its conditions; a flawed burn shows wrong products and nothing else."""
-    samples = len(burnt.batches) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
+    samples = max(1, len(burnt.batches)) if metric.unit in ("TFLOPS", "count") else len(burnt.window.samples)
     try:
         if burnt.flaw and read is not errors:
             refuse(burnt)
@@ -262,29 +263,32 @@ def slope_per_min(window: Window, seconds: float = 20.0) -> float | None:
 
 def errors(burnt: Burnt) -> Reading:
     """Return the wrong products; a golden that float64 or the other cards refute makes all of them wrong."""
-    wrong = sum(_wrong(batch) for batch in burnt.batches)
-    checked = int(sum(amount(batch, "checked") for batch in burnt.batches))
+    wrong = sum(map(_wrong, burnt.batches))
+    checked = int(tally(burnt.batches, "checked")[0])
     if flaw := next(filter(None, flaws(burnt.records)), ""):
         return max(checked, 1), None, f"the product itself is wrong: {flaw}"
     if burnt.outvoted:
         note = f"no majority of the cards computes what {burnt.card.device} does from the same numbers"
         return max(checked, 1), None, note
     if wrong:
-        hot = max((amount(s, "temperature") for s in burnt.window.samples if "temperature" in s), default=math.nan)
+        hot = max((tally([s], "temperature")[0] for s in burnt.window.samples if "temperature" in s), default=math.nan)
         return wrong, None, f"{wrong} batches of {len(burnt.batches)} held a wrong product; up to {hot:.0f} C"
     return 0, _proof(burnt, checked), ""
 
 
 def _wrong(batch: Record) -> int:
     """Return the wrong results of a batch; flips that cancel out in the checksum show in the comparison."""
-    differing = amount(batch, "elements") if "elements" in batch else 0.0
-    return math.ceil(amount(batch, "wrong")) or int(differing > 0)
+    found, differing = (tally([batch], key)[0] for key in ("wrong", "elements"))
+    return math.ceil(found) or int(differing > 0)
 
 
 def _proof(burnt: Burnt, checked: int) -> str:
     """Return what shows that a wrong product would have been seen; raises Unmeasurable when nothing does."""
     if burnt.flaw:
         refuse(burnt)
+    compared = [batch for batch in burnt.batches if "elements" in batch]
+    if unread := tally(burnt.batches, "wrong")[1] or tally(compared, "elements")[1]:
+        raise Unmeasurable(unread)
     rehearsals = [r for r in burnt.records if r.get("kind") == "rehearsal"]
     missed = [name for name in REHEARSED if any(r.get(name) is not True for r in rehearsals)]
     if missed or not 0 < len(flaws(burnt.records)) <= len(rehearsals):
