@@ -1,53 +1,75 @@
-"""Services that do not answer are a measured no, answers that cannot be read are an absence."""
+"""Monitoring that does not do its work is a measured no, answers that cannot be read are an absence."""
 
 import contextlib
-import datetime as dt
 import json
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import host, services, storage
+from pytest_gpuaccept.probes import drive, host, monitoring
+from pytest_gpuaccept.sim.nvml import uuid_of
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
+from pytest_gpuaccept.world import Answer
 
-FUZZ = settings(deadline=None, database=None)
-NOW = dt.datetime(2026, 1, 1, 8, 0, tzinfo=dt.UTC)
-GOOD = {"monitoring.prometheus": True, "monitoring.dcgm_exporter": True, "monitoring.grafana": True}
-TARGET = {
-    "scrapeUrl": "http://127.0.0.1:9400/metrics", "health": "up", "lastError": "",
-    "lastScrape": "2026-01-01T07:59:50.123456789Z",
+GOOD = {
+    "monitoring.prometheus": True, "monitoring.series": True, "monitoring.dcgm_exporter": True,
+    "monitoring.grafana": True,
 }  # fmt: skip
+SHOWN = [
+    f'DCGM_FI_DEV_{name}{{{{UUID="{{}}"}}}} 44\n'
+    for name in (
+        "GPU_TEMP",
+        "POWER_USAGE",
+        "SM_CLOCK",
+        "GPU_UTIL",
+        "FB_USED",
+        "FB_FREE",
+        "PCIE_REPLAY_COUNTER",
+        "XID_ERRORS",
+    )
+]
 VERSIONS = {"torch": "2.10.0+cu128", "transformers": "4.57.6", "cuda_toolkit": "13.2", "cudnn": "9.20.0"}
 
 
 @pytest.fixture
 def world(profile):
-    """Return a healthy simulated machine of the commissioned kind."""
-    return SimWorld(profile, Scenario("healthy"))
+    """Return a healthy simulated machine of the commissioned kind, a minute after its start."""
+    world = SimWorld(profile, Scenario("healthy"))
+    world.clock.sleep(60)
+    return world
 
 
 @pytest.fixture
 def site(world, profile):
     """Return what a probe of the host is given."""
-    return Site(world, profile, "host", services.PARAMS, lambda name, text: "digest")
+    return Site(world, profile, "host", monitoring.PARAMS, lambda name, text: "digest")
 
 
 def look(site):
-    """Return the outcomes of the services by metric."""
-    return {outcome.metric: outcome for outcome in services.services(site)}
+    """Return the outcomes of the monitoring by metric."""
+    return {outcome.metric: outcome for outcome in monitoring.monitoring(site)}
 
 
-def test_a_well_delivered_machine_is_watched_and_uses_its_space(site):
-    """Every service does its work, and the unallocated space is the volume group's own figure."""
+def answering(site, monkeypatch, path, answer):
+    """Let one path of one server answer something else."""
+    real = site.world.answer
+    monkeypatch.setattr(
+        site.world, "answer", lambda url, timeout: answer if path in url else real(url, timeout=timeout)
+    )
+
+
+# whole ---------------------------------------------------------------------------------------
+
+
+def test_a_well_delivered_machine_is_watched(site):
+    """Every server does its work; vLLM does not serve then, which is said and no failure."""
     found = {metric: outcome.value for metric, outcome in look(site).items()}
-    assert found == {**GOOD, "host.lvm.unallocated": pytest.approx(5.0, abs=0.01)}
+    more = {"monitoring.alerts": 3, "monitoring.retention": "15d", "monitoring.vllm_queue": "no server"}
+    assert found == {**GOOD, **more}
 
 
 @pytest.mark.parametrize(
@@ -55,150 +77,247 @@ def test_a_well_delivered_machine_is_watched_and_uses_its_space(site):
     [
         ("monitoring.prometheus", "prometheus", "down", "does not answer"),
         ("monitoring.prometheus", "prometheus", "stale", "0 of 2 targets"),
+        ("monitoring.series", "prometheus", "down", "does not answer"),
         ("monitoring.dcgm_exporter", "exporter", False, "does not answer"),
-        ("monitoring.dcgm_exporter", "exporter_gpus", 3, "3 of 4 GPUs"),
+        ("monitoring.dcgm_exporter", "exporter_gpus", 3, "3 of 4 GPUs are shown whole; gpu3: is not shown"),
         ("monitoring.dcgm_exporter", "exporter_gpus", 0, "0 of 4 GPUs"),
+        ("monitoring.dcgm_exporter", "exporter_lacks", "DCGM_FI_DEV_FB_FREE", "gpu0: no free memory"),
         ("monitoring.grafana", "grafana", "down", "does not answer"),
-        ("monitoring.grafana", "grafana", "database", "database failing"),
+        ("monitoring.grafana", "grafana", "database", "503 Service Unavailable"),
     ],
 )
-def test_a_service_that_does_not_do_its_work_is_a_measured_no(site, metric, parameter, value, note):
-    """A silent, stale or partial service is False with the reason, and leaves the others alone."""
+def test_a_server_that_does_not_do_its_work_is_a_measured_no(site, metric, parameter, value, note):
+    """A silent, stale or partial server is False with the reason, and leaves the other servers alone."""
     setattr(site.world.machine.host, parameter, value)
     found = look(site)
     assert found[metric].value is False
     assert note in found[metric].note
-    assert {m: found[m].value for m in GOOD if m != metric} == {m: True for m in GOOD if m != metric}
+    others = {m for m in GOOD if m.split(".")[1] != metric.split(".")[1]} - {
+        "monitoring.series",
+        "monitoring.prometheus",
+    }
+    assert all(found[m].value is True for m in others)
 
 
+@pytest.mark.parametrize("path", ["9090", "9400", "3000"])
 @pytest.mark.parametrize(
-    "body", ["", "<html>sign in</html>", "[]", '{"data": null}', '{"status": "success"}', "[" * 9999]
-)
-def test_an_answer_that_cannot_be_read_is_an_absence(site, monkeypatch, body):
-    """A login page on a server's port is no evidence for it nor against it."""
-    monkeypatch.setattr(site.world, "http", lambda url, timeout: body)
-    assert all(isinstance(look(site)[metric], NotMeasured) for metric in GOOD)
-
-
-@pytest.mark.parametrize(
-    ("changed", "up"),
+    "answer",
     [
-        ({}, True),
-        ({"health": "down"}, False),
-        ({"lastScrape": "2026-01-01T07:50:00Z"}, False),
-        ({"lastScrape": "0001-01-01T00:00:00Z"}, False),
-        ({"scrapeUrl": "http://127.0.0.1:9090/metrics"}, False),
+        Answer(200, ""),
+        Answer(200, "<html>sign in</html>"),
+        Answer(200, "[]"),
+        Answer(200, '{"data": null}'),
+        Answer(200, '{"status": "success"}'),
+        Answer(200, "[" * 9999),
+        Answer(401, "Unauthorized"),
+        Answer(302, "", "https://login.example/"),
+        Answer(404, "not found"),
+        Answer(999, ""),
     ],
+    ids=["empty", "page", "list", "null", "bare", "deep", "401", "302", "404", "999"],
 )
-def test_a_target_counts_when_it_is_another_up_and_fresh(changed, up):
-    """Prometheus that scrapes only itself, or nothing lately, watches nothing."""
-    answer = json.dumps({"data": {"activeTargets": [{**TARGET, **changed}]}})
-    assert services.scraped(answer, 9090, NOW - dt.timedelta(minutes=2))[0] is up
+def test_an_answer_that_shows_nothing_is_an_absence(site, monkeypatch, path, answer):
+    """A login page, a redirect or a refusal on a server's port is no evidence for it nor against it."""
+    answering(site, monkeypatch, path, answer)
+    metrics = {
+        "9090": ("prometheus", "series", "alerts", "retention"), "9400": ("dcgm_exporter",), "3000": ("grafana",),
+    }[path]  # fmt: skip
+    found = look(site)
+    assert {m: type(found[f"monitoring.{m}"]) for m in metrics} == dict.fromkeys(metrics, NotMeasured)
+    if answer.status != 200:
+        assert f"answers {answer.status}" in found[f"monitoring.{metrics[0]}"].reason
+    if answer.location:
+        assert answer.location in found[f"monitoring.{metrics[0]}"].reason
 
 
-@pytest.mark.parametrize(
-    "changed", [{"lastScrape": "2026-01-01T07:59:50"}, {"lastScrape": 7}, {"scrapeUrl": "http://x:y"}]
-)
-def test_a_target_that_cannot_be_read_is_no_target_that_is_down(changed):
-    """A time without a zone or an address without a port makes the answer unreadable."""
-    with pytest.raises(Unmeasurable, match="Prometheus"):
-        services.scraped(json.dumps({"data": {"activeTargets": [{**TARGET, **changed}]}}), 9090, NOW)
+def test_a_server_that_hangs_does_not_do_its_work(site, monkeypatch):
+    """A time limit that runs out is silence: False for what is a yes or no, an absence for a count."""
+
+    def hang(url, timeout):
+        message = f"{url} does not answer: timed out"
+        raise Unmeasurable(message)
+
+    monkeypatch.setattr(site.world, "answer", hang)
+    found = look(site)
+    assert all(found[m].value is False and "timed out" in found[m].note for m in GOOD)
+    assert "timed out" in found["monitoring.alerts"].reason
 
 
-def test_a_gpu_is_covered_by_a_number_under_either_name():
-    """Old and new names count, a GPU counts once, and NaN is no temperature."""
-    text = (
-        "# HELP DCGM_FI_DEV_GPU_TEMP GPU temperature (in C).\n"
-        'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a",modelName="NVIDIA {A} 30"} 44\n'
-        'DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a",GPU_I_ID="3"} 44\n'
-        'DCGM_FI_DEV_GPU_TEMP_CELSIUS{gpu="1",UUID="GPU-b"} 4.4e+01 1767254400000\n'
-        'DCGM_FI_DEV_GPU_TEMP{gpu="2",UUID="GPU-c"} NaN\n'
-        'DCGM_FI_DEV_SM_CLOCK{gpu="3",UUID="GPU-d"} 210\n'
-        "go_goroutines 12\n"
-    )
-    assert services.covered_gpus(text) == {"GPU-a", "GPU-b"}
+def test_a_server_that_is_not_ready_does_not_do_its_work(site, monkeypatch):
+    """503 is Prometheus' own word for not yet."""
+    answering(site, monkeypatch, "/-/ready", Answer(503, "Service Unavailable"))
+    found = look(site)["monitoring.prometheus"]
+    assert (found.value, "503" in found.note) == (False, True)
 
 
-def test_an_exporter_without_ordered_gpus_has_nothing_to_cover(site):
+# Prometheus ----------------------------------------------------------------------------------
+
+
+def test_another_machines_gpus_are_not_this_ones(site, monkeypatch):
+    """Fresh temperatures of as many cards under other UUIDs show nothing of this machine."""
+    result = [{"metric": {"UUID": f"GPU-{i}"}, "values": [[1767254400, "40"]]} for i in "abcd"]
+    answer = Answer(200, json.dumps({"data": {"resultType": "matrix", "result": result}}))
+    answering(site, monkeypatch, "/api/v1/query", answer)
+    found = look(site)["monitoring.series"]
+    assert found.value is False
+    assert found.note == "0 of 4 GPUs: none, and 4 of other machines"
+
+
+def test_stale_samples_are_not_asked_for(site):
+    """An exporter that died a while ago has left samples, and none in the window that counts."""
+    site.world.machine.host.exporter = False
+    site.world.clock.sleep(150)
+    assert look(site)["monitoring.series"].value is False
+
+
+# exporter ------------------------------------------------------------------------------------
+
+
+def test_an_exporter_that_contradicts_nvml_is_waited_for_and_then_refused(site):
+    """The exporter reads every 30 s; what still differs after that is another card's temperature, or an old one."""
+    machine = site.world.machine
+    machine.host.exporter_frozen = True
+    with machine.runs("burn", dict.fromkeys(range(4), 1.0)):
+        site.world.clock.sleep(30)
+        began = site.world.clock.monotonic()
+        found = look(site)["monitoring.dcgm_exporter"]
+    assert found.value is False
+    assert "gpu0: 30 C where NVML reads" in found.note
+    assert monitoring.CATCHES_UP_S <= site.world.clock.monotonic() - began < monitoring.CATCHES_UP_S + 10
+
+
+def test_without_nvmls_word_there_is_nothing_to_compare_with(site, monkeypatch):
+    """A card whose sensor NVML cannot read leaves the exporter unproven, not proven."""
+    for gpu in site.world.machine.gpus:
+        gpu.p.temperature_sensor = "unsupported"
+    text = "".join(line.format(uuid_of(site.world.machine, i)) for i in range(4) for line in SHOWN)
+    answering(site, monkeypatch, "9400", Answer(200, text))
+    assert "cannot be compared" in look(site)["monitoring.dcgm_exporter"].reason
+
+
+def test_a_profile_without_gpus_has_nothing_to_cover(site):
     """None of none covered is no success."""
     profile = site.profile.model_copy(update={"devices": {}})
-    assert "orders no GPU" in look(replace(site, profile=profile))["monitoring.dcgm_exporter"].reason
+    found = look(replace(site, profile=profile))
+    assert all("orders no GPU" in found[f"monitoring.{name}"].reason for name in ("dcgm_exporter", "series"))
 
 
-def report(*groups):
-    """Return vgs' report of volume groups, each (name, size, free)."""
-    return json.dumps(
-        {"report": [{"vg": [dict(zip(("vg_name", "vg_size", "vg_free"), g, strict=True)) for g in groups]}]}
-    )
+def test_vllms_queue_is_summed_over_its_models(site, monkeypatch):
+    """Where vLLM serves, its queue is recorded."""
+    running = [f'vllm:num_requests_running{{engine="{engine}"}} {count}' for engine, count in enumerate((2.0, 1.0))]
+    text = "\n".join([*running, "vllm:num_requests_waiting 5.0", ""])
+    answering(site, monkeypatch, ":8000/metrics", Answer(200, text))
+    assert look(site)["monitoring.vllm_queue"].value == "3 running, 5 waiting"
 
 
-def test_all_volume_groups_are_read_behind_a_warning():
-    """vgs may print warnings before its report; sizes are bytes."""
-    text = "  WARNING: Running as a non-root user.\n" + report(("a", "100", "25"), ("b", "300", "75"))
-    assert services.parse_vgs(text) == {"a": (100, 25), "b": (300, 75)}
+@pytest.mark.parametrize("text", ["go_goroutines 12\n", "vllm:num_requests_running 1\n", "<html>"])
+def test_another_server_in_vllms_place_has_no_queue(site, monkeypatch, text):
+    """What answers there without vLLM's series is not vLLM."""
+    answering(site, monkeypatch, ":8000/metrics", Answer(200, text))
+    assert isinstance(look(site)["monitoring.vllm_queue"], NotMeasured)
 
 
-@pytest.mark.parametrize(
-    "text", [report(), report(("a", "0", "0")), report(("a", "10", "11")), report(("a", "10", "-1"))]
-)
-def test_no_volume_group_is_not_all_space_allocated(text):
-    """An empty list is what vgs says where it may not look; sizes that cannot be are no sizes."""
-    with pytest.raises(Unmeasurable, match="root"):
-        services.parse_vgs(text)
+# Grafana -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", [None, 1, [], {}])
 def test_a_database_without_a_word_is_an_absence(state):
     """Grafana that does not say how its database is has said nothing."""
     with pytest.raises(Unmeasurable, match="Grafana"):
-        services.database_state(json.dumps({"database": state}))
+        monitoring.database_state(json.dumps({"database": state}))
 
 
-def test_sizes_that_are_no_numbers_are_an_absence():
-    """JSON's Infinity is no size."""
-    with pytest.raises(Unmeasurable, match="vgs"):
-        services.parse_vgs(report(("a", float("inf"), 0)))
+# end to end ----------------------------------------------------------------------------------
 
 
-def test_a_machine_without_vgs_says_so(site, monkeypatch):
-    """A tool that is not there costs its own line only."""
-    monkeypatch.delitem(services.LOOKS, services.PROMETHEUS)
-    monkeypatch.setattr(services, "VGS", ("no-vgs",))
-    found = look(site)
-    assert "no-vgs cannot be started" in found["host.lvm.unallocated"].reason
-    assert found["monitoring.grafana"].value is True
+class Inputs:
+    """A table of measurements under the eyes of a derivation; an Unmeasurable in it is raised."""
+
+    device = "host"
+
+    def __init__(self, profile, table):
+        self.profile, self.table = profile, table
+
+    def get(self, metric, device=None):
+        """Return a measurement, or raise what is there in its place."""
+        value = self.table[metric]
+        value = value.get(device) if isinstance(value, dict) else value
+        if isinstance(value, Exception):
+            raise value
+        return Measurement(metric, device or self.device, value, "C", note="a note")
+
+    def number(self, metric, device=None):
+        """Return its value."""
+        return float(self.get(metric, device).value)
 
 
-KEYS = ["data", "activeTargets", *TARGET, "database", "report", "vg", "vg_name", "vg_size", "vg_free"]
-WORDS = [*TARGET.values(), "ok", "1", "2"]
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(WORDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
-)  # fmt: skip
-ANSWERS = st.one_of(
-    st.text(), JSON.map(json.dumps), st.sampled_from(["DCGM_FI_DEV_GPU_TEMP{UUID=", "# HELP x\n", "a 1"])
-)
+NO_SENSOR = Unmeasurable("no sensor")
+BURNT = {"gpu.burn.temperature": 66, "gpu.burn.start_temperature": 30, "monitoring.movement": 36}
 
 
 @pytest.mark.parametrize(
-    "parse",
-    [lambda text: services.scraped(text, 9090, NOW), services.database_state, services.parse_vgs],
-    ids=["targets", "grafana", "vgs"],
+    ("changed", "value", "said"),
+    [
+        ({}, True, "all 4 GPUs"),
+        ({"monitoring.movement": 10}, False, "gpu0 10 C stored, 36 C in the burn"),
+        ({"monitoring.movement": {"gpu0": 36, "gpu1": 36, "gpu2": 0, "gpu3": 36}}, False, "gpu2 0 C stored"),
+        ({"gpu.burn.temperature": NO_SENSOR}, True, "all 4 GPUs"),
+        ({"gpu.burn.temperature": NO_SENSOR, "monitoring.movement": 0}, None, "no sensor"),
+        ({"gpu.burn.temperature": 35, "monitoring.movement": 5}, None, "too little to look for"),
+        ({"monitoring.movement": Unmeasurable("<html>")}, None, "<html>"),
+    ],
 )
-@FUZZ
-@given(text=ANSWERS)
-def test_any_answer_is_read_or_no_measurement(parse, text):
-    """A parser answers with something or says why not."""
-    with suppress(Unmeasurable):
-        assert parse(text) is not None
+def test_the_burns_heat_must_have_been_stored(profile, changed, value, said):
+    """It is a no only where the burn's own telemetry shows that there was something to store."""
+    inputs = Inputs(profile, BURNT | changed)
+    if value is None:
+        with pytest.raises(Unmeasurable, match=said):
+            monitoring.end_to_end(inputs)
+    else:
+        found = monitoring.end_to_end(inputs)
+        assert (found.value, said in found.note) == (value, True)
 
 
-@FUZZ
-@given(text=ANSWERS)
-def test_any_exposition_covers_no_gpu_that_it_does_not_name(text):
-    """A GPU is covered only when the text holds its UUID."""
-    with suppress(Unmeasurable):
-        assert all(uuid in text for uuid in services.covered_gpus(text))
+def test_movement_is_that_of_the_run_and_of_each_gpu(site):
+    """What moved before the run does not count; nothing stored is no movement."""
+    machine = site.world.machine
+    with machine.runs("burn", {0: 1.0}):
+        site.world.clock.sleep(60)
+    site.world.clock.sleep(90)
+    at = replace(site, before=monitoring.started(site))
+    with machine.runs("burn", {1: 1.0}):
+        site.world.clock.sleep(60)
+    machine.host.exporter_gpus = 2
+    found = {outcome.device: outcome for outcome in monitoring.moved(at)}
+    assert found["gpu1"].value > 20
+    assert all(found[f"gpu{i}"].value < 10 for i in (0, 2, 3))
+
+
+def test_a_sample_of_just_before_the_start_does_not_count(site, monkeypatch):
+    """The window that is asked for is rounded up to whole seconds, and may reach back behind the start."""
+    at = replace(site, before=monitoring.started(site))
+    start = at.before.at
+    values = [[start - 0.5, "80"], [start + 1, "30"], [start + 2, "31"]]
+    metric = {"UUID": uuid_of(site.world.machine, 0)}
+    body = json.dumps({"data": {"resultType": "matrix", "result": [{"metric": metric, "values": values}]}})
+    answering(site, monkeypatch, "/api/v1/query", Answer(200, body))
+    assert {o.device: o.value for o in monitoring.moved(at)}["gpu0"] == 1
+
+
+def test_a_silent_server_has_stored_nothing(site):
+    """No server, no stored heat: said with the reason, and a number that no limit takes for a movement."""
+    at = replace(site, before=monitoring.started(site))
+    site.world.machine.host.prometheus = "down"
+    assert {(o.value, "does not answer" in o.note) for o in monitoring.moved(at)} == {(0.0, True)}
+
+
+def test_a_run_whose_start_is_unknown_has_no_movement(site):
+    """Without the start there is no window to ask for."""
+    with pytest.raises(Unmeasurable, match="start of the run"):
+        list(monitoring.moved(site))
+
+
+# software and drives -------------------------------------------------------------------------
 
 
 class Versions:
@@ -242,5 +361,5 @@ def test_what_is_no_version_is_an_absence(site, monkeypatch, junk):
 def test_drives_are_counted_by_their_controllers(site, monkeypatch):
     """A controller is nvme and a number; other names in the folder are none."""
     monkeypatch.setattr(site.world, "names", lambda path: ["nvme-subsys0", "nvme0", "nvme0c0n1", "nvme12"])
-    (found,) = storage.inventory(site)
+    (found,) = drive.inventory(site)
     assert (found.metric, found.value) == ("nvme.count", 2)

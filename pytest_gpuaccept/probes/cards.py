@@ -205,13 +205,26 @@ def window(card: Card, samples: Sequence[Record], began: float, ended: float, pe
     return Window(card.device, inside, began, ended, period_s)
 
 
-def batches(card: Card, records: Sequence[Record], kind: str) -> list[Record]:
-    """Return a load's timed records; raises Unmeasurable when it ran on another card or timed nothing."""
-    ran_on = [str(record.get("uuid")) for record in records if record.get("kind") == "device"]
-    if ran_on != [card.uuid]:
-        where = ", ".join(ran_on) or "nothing"
+def ran_on(card: Card, records: Sequence[Record]) -> bool:
+    """Say whether a load ran on its card and on no other: only then what it wrote is said of this card."""
+    return _devices(records) == [card.uuid]
+
+
+def check_ran_on(card: Card, records: Sequence[Record]) -> None:
+    """Raise Unmeasurable, with where it ran, when a load did not run on its card."""
+    if not ran_on(card, records):
+        where = ", ".join(map(str, _devices(records))) or "nothing"
         message = f"the load of {card.device} ({card.uuid}) ran on {where}: CUDA's order is not NVML's"
         raise Unmeasurable(message)
+
+
+def _devices(records: Sequence[Record]) -> list[object]:
+    return [record.get("uuid") for record in records if record.get("kind") == "device"]
+
+
+def batches(card: Card, records: Sequence[Record], kind: str) -> list[Record]:
+    """Return a load's timed records; raises Unmeasurable when it ran on another card or timed nothing."""
+    check_ran_on(card, records)
     timed = [record for record in records if record.get("kind") == kind]
     if not timed or any(amount(record, "seconds") < LEAST_S for record in timed):
         message = f"the load of {card.device} timed {len(timed)} batches, and not all took time"
@@ -286,6 +299,17 @@ def amount(record: Record, key: str) -> float:
         message = f"a record of kind {record.get('kind')!r} says {key} = {value!r}, which is no amount"
         raise Unmeasurable(message)
     return float(value)
+
+
+def tally(records: Sequence[Record], key: str) -> tuple[float, str]:
+    """Return the sum of an amount over the records that can be read, and why one cannot; '' when all can."""
+    total, unread = 0.0, ""
+    for record in records:
+        try:
+            total += amount(record, key)
+        except Unmeasurable as error:
+            unread = unread or str(error)
+    return total, unread
 
 
 def flaws(records: Sequence[Record]) -> list[str]:

@@ -13,7 +13,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Inputs, Metric
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes.cards import Card, amount, batches, usable, usable_cards
+from pytest_gpuaccept.probes.cards import Card, batches, ran_on, tally, usable, usable_cards
 from pytest_gpuaccept.probes.together import keep, run_together
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
@@ -181,11 +181,10 @@ def _at_once(site: Site, ways: Sequence[str]) -> list[Copied]:
 
 def _finished(own: Card, records: Sequence[Record], death: str) -> Copied:
     """Return what a load copied until its end, also when it died of `death`."""
-    here = [record.get("uuid") for record in records if record.get("kind") == "device"] == [own.uuid]
     try:
         return Copied(own.device, records, batches(own, records, "copy"), death)
     except Unmeasurable as error:
-        return Copied(own.device, records if here else (), (), death or str(error))
+        return Copied(own.device, records if ran_on(own, records) else (), (), death or str(error))
 
 
 def _wrong_bytes(site: Site, metric: Metric, copied: Copied, ways: Sequence[str], flaw: str = "") -> Outcome:
@@ -194,18 +193,13 @@ def _wrong_bytes(site: Site, metric: Metric, copied: Copied, ways: Sequence[str]
     What arrived wrong counts also where the load died, or where `flaw` says that it was not the one asked for.
     """
     copies = [record for record in copied.records if record.get("kind") in ("warm_up", "copy")]
-    wrong, compared, unread = 0.0, 0.0, ""
-    for record in copies:
-        try:
-            wrong += amount(record, "wrong")
-            compared += amount(record, "compared")
-            unread = unread if record["compared"] else "a sample in which no copy was compared"
-        except Unmeasurable as error:
-            unread = str(error)
+    wrong, unread = tally(copies, "wrong")
+    compared, untold = tally(copies, "compared")
+    blank = "" if all(record.get("compared") for record in copies) else "a sample in which no copy was compared"
     due = int(site.params["samples"])
     missing = ", ".join(way for way in ways if len(copied.of(way)) < due)
     skipped = f"not every copy was compared: {missing}" if missing else ""
-    if not wrong and (reason := copied.flaw or flaw or unread or skipped):
+    if not wrong and (reason := copied.flaw or flaw or unread or untold or blank or skipped):
         return NotMeasured(metric.id, copied.device, reason)
     proof = None if wrong else f"{compared:.0f} copies compared byte by byte, among them one of every sample"
     return site.measured(metric, math.ceil(wrong), device=copied.device, samples=len(copies), proof=proof)

@@ -1,26 +1,63 @@
-"""Host inventory: what /proc, /sys, udev and os-release say of the machine. No root, no load.
+"""The machine by name: CPU, board, firmware, operating system, delivered software, what a person has to look at.
 
-Owns the parsers of these sources. A source that is missing or unreadable is an absent value.
+Owns the parsers of /proc/cpuinfo, /sys/class/dmi/id and os-release. A source that is missing or
+unreadable is an absent value, and so is a name that says nothing. No root, no load.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome, Value
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 
-PLACEHOLDERS = ("to be filled by o.e.m.", "default string", "system product name", "not specified", "x.x", "none", "")
-BLINDFOLDS = ("pci=noaer", "mce=off", "nomce", "edac=off", "noaer")
+PLACEHOLDERS = frozenset({
+    "to be filled by o.e.m.", "to be filled by o.e.m", "o.e.m.", "o.e.m", "oem", "default string", "default",
+    "system manufacturer", "system product name", "system version", "system serial number", "system name",
+    "base board manufacturer", "base board product name", "base board serial number", "base board version",
+    "chassis manufacturer", "chassis serial number", "chassis version", "not specified", "not applicable",
+    "not available", "undefined", "unknown", "invalid", "empty", "none", "null", "n/a", "na", "t.b.d.", "tbd",
+    "insyde", "type1productconfigid", "0123456789", "123456789", "1234567890", "sku", "asset tag",
+})  # fmt: skip
+"""What firmware says where nobody wrote anything."""
+NO_NAME = re.compile(r"x[x.\-_ ]*|[0.\-_*? ]*", re.IGNORECASE)
+"""A text of these alone is a mask that was never filled."""
+SAMPLE = re.compile(r"\beng(ineering)?\.? sample\b|0{6}|0{4}%", re.IGNORECASE)
+"""How processors call themselves that were never sold."""
+BLINDFOLDS = (
+    "pci=noaer", "pci=nommconf", "pcie_ports=compat", "mce=off", "mce=ignore_ce", "mce=dont_log_ce", "nomce",
+    "hest_disable", "edac=off", "noaer",
+)  # fmt: skip
 """Kernel options that switch off the channel by which a hardware error would be seen."""
-UDEV_DMI = ("udevadm", "info", "-q", "property", "-p", "/sys/devices/virtual/dmi/id")
-GIB = 2**30
+KEEP_OUT = ("module_blacklist", "modprobe.blacklist")
+"""Options that keep drivers out of the kernel; those of the memory controllers have `edac` in their names."""
+DENIED = "Permission denied"
+T = TypeVar("T")
+Said = Value | tuple[Value, str]
+"""A value, or a value with a note."""
+
+
+def taken(site: Site, of: T, readings: Mapping[Metric, Callable[[T], Said]]) -> Iterator[Outcome]:
+    """Yield every reading of one thing; one that fails leaves the others alone."""
+    for metric, read in readings.items():
+        try:
+            said = read(of)
+        except Unmeasurable as error:
+            yield NotMeasured(metric.id, site.device, str(error))
+        else:
+            value, note = said if isinstance(said, tuple) else (said, "")
+            yield site.measured(metric, value, note=note)
 
 
 def cpu_model(site: Site) -> str:
-    """Return the model string of the first CPU."""
-    return _field(site.world.read("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$", "/proc/cpuinfo has no model name")
+    """Return the model string of the first CPU; refuses an engineering sample."""
+    model = _field(site.world.read("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$", "/proc/cpuinfo has no model name")
+    if SAMPLE.search(model):
+        message = f"the CPU calls itself {model!r}: an engineering sample is no delivered product, ask for another"
+        raise Unmeasurable(message)
+    return model
 
 
 def cpu_cores(site: Site) -> int:
@@ -39,12 +76,6 @@ def cpu_offline(site: Site) -> int:
     return len(set(present) - set(cpu_list(site.world.read("/sys/devices/system/cpu/online"))))
 
 
-def memory_visible(site: Site) -> float:
-    """Return MemTotal in GiB."""
-    kib = _field(site.world.read("/proc/meminfo"), r"^MemTotal:\s*([1-9]\d{0,18}) kB$", "/proc/meminfo has no MemTotal")
-    return int(kib) * 1024 / GIB
-
-
 def os_release(site: Site) -> str:
     """Return `ID VERSION_ID` of /etc/os-release."""
     text = site.world.read("/etc/os-release")
@@ -59,69 +90,60 @@ def kernel_release(site: Site) -> str:
     return _text(site, "/proc/sys/kernel/osrelease")
 
 
+def kernel_cmdline(site: Site) -> str:
+    """Return the options with which the kernel was started, whole."""
+    return _text(site, "/proc/cmdline")
+
+
 def kernel_blindfolds(site: Site) -> str:
     """Return the kernel options that hide hardware errors, `none` when there are none."""
-    options = [word.partition("=") for word in _text(site, "/proc/cmdline").split()]
-    single = {f"{key}{is_}{value}" for key, is_, values in options for value in values.split(",")}
-    return " ".join(sorted(single & set(BLINDFOLDS))) or "none"
+    options = [word.partition("=") for word in kernel_cmdline(site).split()]
+    single = [(key, f"{key}{is_}{value}") for key, is_, values in options for value in values.split(",")]
+    found = {text for key, text in single if text in BLINDFOLDS or (key in KEEP_OUT and "edac" in text)}
+    return " ".join(sorted(found)) or "none"
 
 
 def board(site: Site) -> str:
     """Return board vendor and name; refuses the placeholders that boards are shipped with."""
-    parts = [site.world.read(f"/sys/class/dmi/id/{key}") for key in ("board_vendor", "board_name")]
-    if any(part.lower() in PLACEHOLDERS for part in parts):
-        message = f"the board calls itself {' '.join(parts)!r}, which is a placeholder"
-        raise Unmeasurable(message)
-    return " ".join(parts)
+    return f"{_named(site, 'board_vendor', 'board')} {_named(site, 'board_name', 'board')}"
 
 
 def bios(site: Site) -> str:
     """Return the BIOS version."""
-    version = _text(site, "/sys/class/dmi/id/bios_version")
-    if version.lower() in PLACEHOLDERS:
-        message = f"the BIOS calls its version {version!r}, which is a placeholder"
+    return _named(site, "bios_version", "BIOS")
+
+
+def bios_date(site: Site) -> str:
+    """Return the day of the BIOS, year first."""
+    text = _named(site, "bios_date", "BIOS")
+    match = re.fullmatch(r"(0[1-9]|1[0-2])/(0[1-9]|[12]\d|3[01])/((?:19|20)\d\d)", text)
+    if match is None:
+        message = f"the BIOS gives its day as {text[:40]!r}, which is none (month/day/year)"
         raise Unmeasurable(message)
-    return version
+    return f"{match[3]}-{match[1]}-{match[2]}"
 
 
-def dimm_count(site: Site) -> int:
-    """Return the number of memory modules present."""
-    return len(dimms(udev_dmi(site)))
+def _identity(key: str, what: str) -> Callable[[Site], str]:
+    return lambda site: _named(site, key, what)
 
 
-def memory_installed(site: Site) -> float:
-    """Return the sum of all modules' sizes in GiB."""
-    return sum(int(_key(d, "SIZE")) for d in dimms(udev_dmi(site))) / GIB
-
-
-def memory_speed(site: Site) -> int:
-    """Return the lowest configured speed of the modules in MT/s."""
-    return min(int(_key(d, "CONFIGURED_SPEED_MTS")) for d in dimms(udev_dmi(site)))
-
-
-def udev_dmi(site: Site) -> str:
-    """Return udev's properties of the DMI device, filled once at boot and readable by everyone."""
-    site.world.read("/sys/class/dmi/id/modalias")
-    done = site.world.command(UDEV_DMI, timeout=10)
-    if done.status != 0:
-        message = f"udevadm failed: {done.stderr.strip()[:200]}"
+def _named(site: Site, key: str, what: str) -> str:
+    """Return what the firmware calls a thing; raises Unmeasurable for a placeholder; serial numbers take root."""
+    try:
+        name = site.world.read(f"/sys/class/dmi/id/{key}")
+    except Unmeasurable as error:
+        remedy = "run as root" if DENIED in str(error) else "a container or a virtual machine hides it, run on the host"
+        message = f"{error}: {remedy}"
+        raise Unmeasurable(message) from None
+    if placeholder(name):
+        message = f"the {what} says {name!r} as its {key.replace('_', ' ')}, which is a placeholder"
         raise Unmeasurable(message)
-    return done.stdout
+    return name
 
 
-def dimms(properties: str) -> list[dict[str, str]]:
-    """Parse `MEMORY_DEVICE_<n>_<KEY>=<value>` lines; return the modules that are present.
-
-    Raises Unmeasurable when there is none: a machine with no memory has not been read.
-    """
-    found: dict[int, dict[str, str]] = {}
-    for n, key, value in re.findall(r"^MEMORY_DEVICE_(\d+)_([A-Z_]+)=(.*)$", properties, re.MULTILINE):
-        found.setdefault(int(n), {})[key] = value
-    present = [module for module in found.values() if module.get("PRESENT") != "0" and module.get("SIZE", "0") != "0"]
-    if not present:
-        message = "udev lists no memory module (no DMI here, or systemd older than 248)"
-        raise Unmeasurable(message)
-    return present
+def placeholder(name: str) -> bool:
+    """Say whether a name is what firmware says where nobody wrote one."""
+    return name.lower().strip() in PLACEHOLDERS or NO_NAME.fullmatch(name) is not None
 
 
 def cpu_list(text: str) -> list[int]:
@@ -162,42 +184,33 @@ def _field(text: str, pattern: str, absent: str) -> str:
     return match[1].strip()
 
 
-def _key(module: dict[str, str], key: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,18}", module.get(key, "")):
-        message = f"udev gives no {key} for a memory module"
-        raise Unmeasurable(message)
-    return module[key]
-
-
-READINGS: dict[Metric, Callable[[Site], Value]] = {
+READINGS: dict[Metric, Callable[[Site], Said]] = {
     Metric("host.cpu.model", "CPU", "text", "host"): cpu_model,
     Metric("host.cpu.cores", "CPU cores", "count", "host"): cpu_cores,
     Metric("host.cpu.threads", "CPU threads", "count", "host"): cpu_threads,
     Metric("host.cpu.offline", "CPUs present but offline", "count", "host"): cpu_offline,
-    Metric("host.memory.visible", "Memory visible to the kernel", "GiB", "host"): memory_visible,
-    Metric("host.memory.installed", "Memory installed", "GiB", "host"): memory_installed,
-    Metric("host.memory.dimms", "Memory modules", "count", "host"): dimm_count,
-    Metric("host.memory.speed", "Memory speed configured", "MT/s", "host"): memory_speed,
     Metric("host.board.model", "Board", "text", "host"): board,
+    Metric("host.board.serial", "Serial number of the board", "text", "host"): _identity("board_serial", "board"),
+    Metric("host.product.name", "Product", "text", "host"): _identity("product_name", "machine"),
+    Metric("host.product.serial", "Serial number of the machine", "text", "host"): _identity(
+        "product_serial", "machine"
+    ),
     Metric("host.bios.version", "BIOS version", "text", "host"): bios,
+    Metric("host.bios.date", "BIOS day", "text", "host"): bios_date,
     Metric("host.os.release", "Operating system", "text", "host"): os_release,
     Metric("host.kernel.release", "Kernel", "text", "host"): kernel_release,
+    Metric("host.kernel.cmdline", "Options with which the kernel was started", "text", "host"): kernel_cmdline,
     Metric("host.kernel.blindfolds", "Kernel options that hide errors", "text", "host"): kernel_blindfolds,
 }
-
-
-def inventory(site: Site) -> Iterator[Outcome]:
-    """Yield every reading; one that fails leaves the others alone."""
-    for metric, read in READINGS.items():
-        try:
-            yield site.measured(metric, read(site))
-        except Unmeasurable as error:
-            yield NotMeasured(metric.id, site.device, str(error))
 
 
 ATTESTED = {
     "power supplies": Metric("host.psu", "Power supplies", "text", "host", attestable=True),
     "chassis": Metric("host.chassis", "Chassis and airflow", "text", "host", attestable=True),
+    "rating of the power supplies": Metric(
+        "host.psu.rating_w", "Rating of the power supplies", "W", "host", attestable=True
+    ),
+    "cabling": Metric("host.cabling", "Cabling", "text", "host", attestable=True),
 }
 """What no sensor shows: what a person has to look at -> metric."""
 
@@ -209,10 +222,21 @@ def look_for_yourself(site: Site) -> Iterator[Outcome]:
         if metric.id in attested:
             continue
         try:
-            yield site.measured(metric, site.world.look(subject))
+            yield site.measured(metric, _seen(site, subject, metric))
         except Unmeasurable as error:
             reason = f"{error}: look, and attest it in thresholds/{site.profile.name}.attested.toml"
             yield NotMeasured(metric.id, site.device, reason)
+
+
+def _seen(site: Site, subject: str, metric: Metric) -> Value:
+    """Return what was seen, as a number where the metric is one."""
+    text = site.world.look(subject)
+    if metric.unit == "text":
+        return text
+    if not re.fullmatch(r"\d{1,6}", text):
+        message = f"{text[:40]!r} is no number of {metric.unit}"
+        raise Unmeasurable(message)
+    return int(text)
 
 
 SOFTWARE = {
@@ -242,7 +266,6 @@ def software(site: Site) -> Iterator[Outcome]:
 
 
 PROBES = (
-    Probe("host.inventory", "inventory", "host", tuple(READINGS), inventory),
     Probe("host.attested", "inventory", "host", tuple(ATTESTED.values()), look_for_yourself),
     Probe("host.software", "inventory", "host", tuple(SOFTWARE), software, loads=("versions",)),
 )

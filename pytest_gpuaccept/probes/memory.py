@@ -14,7 +14,7 @@ from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.burnt import sensed
-from pytest_gpuaccept.probes.cards import LEAST_S, Card, Window, amount, usable_cards, window
+from pytest_gpuaccept.probes.cards import LEAST_S, Card, Window, amount, check_ran_on, tally, usable_cards, window
 from pytest_gpuaccept.probes.together import run_together
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Record
@@ -50,6 +50,12 @@ class Tested:
             message = f"the memory of {self.card.device} was not tested: {why}"
             raise Unmeasurable(message)
         return found[0]
+
+    def check_ended(self) -> None:
+        """Raise Unmeasurable when the load died, or stopped before its end."""
+        self.one("end")
+        if self.death:
+            raise Unmeasurable(self.death)
 
     @property
     def passes(self) -> list[Record]:
@@ -88,17 +94,11 @@ def _together(site: Site) -> dict[str, Tested | str]:
 
 def _attempt(site: Site, metric: Metric, test: Tested, read: Callable[[Site, Tested], Measurement]) -> Outcome:
     try:
-        _check_card(test)
+        test.one("device")
+        check_ran_on(test.card, test.records)
         return read(site, test)
     except Unmeasurable as error:
         return NotMeasured(metric.id, test.card.device, str(error))
-
-
-def _check_card(test: Tested) -> None:
-    ran_on = test.one("device").get("uuid")
-    if ran_on != test.card.uuid:
-        message = f"the load of {test.card.device} ({test.card.uuid}) ran on {ran_on}: CUDA's order is not NVML's"
-        raise Unmeasurable(message)
 
 
 # readings ------------------------------------------------------------------------------------------------
@@ -106,18 +106,20 @@ def _check_card(test: Tested) -> None:
 
 def errors(site: Site, test: Tested) -> Measurement:
     """Return the wrong words; those found before a load died count, none found needs the whole test and its proof."""
-    passes = test.passes
-    rehearsed = [r for r in test.records if r.get("kind") == "rehearsal"]
-    wrong = math.ceil(sum(amount(r, "wrong") for r in passes) + sum(amount(r, "clean") for r in rehearsed))
+    found, unread = tally(test.passes, "wrong")
+    untouched, unsaid = tally([r for r in test.records if r.get("kind") == "rehearsal"], "clean")
+    wrong, unread = math.ceil(found + untouched), unread or unsaid
+    if unread and not wrong:
+        raise Unmeasurable(unread)
     proof = None if wrong else _proof(site, test)
-    note = _described(passes) if wrong else ""
-    samples = max(1, len(passes))
+    note = "; ".join(filter(None, (_described(test.passes), unread))) if wrong else ""
+    samples = max(1, len(test.passes))
     return site.measured(ERRORS, wrong, device=test.card.device, samples=samples, proof=proof, note=note)
 
 
 def _described(passes: Sequence[Record]) -> str:
     """Return in which patterns words were wrong, which bits flipped most, and the first addresses."""
-    bad = [record for record in passes if amount(record, "wrong")]
+    bad = [record for record in passes if tally([record], "wrong")[0]]
     patterns = ", ".join(dict.fromkeys(str(record.get("pattern")) for record in bad)) or "the rehearsal"
     bits: dict[str, float] = {}
     for record in bad:
@@ -135,9 +137,7 @@ def _table(value: object) -> Mapping[object, object]:
 
 def _proof(site: Site, test: Tested) -> str:
     """Return what shows that a wrong word would have been seen; raises Unmeasurable when something does not."""
-    test.one("end")
-    if test.death:
-        raise Unmeasurable(test.death)
+    test.check_ended()
     rehearsal = test.one("rehearsal")
     if amount(rehearsal, "found") != 1 or rehearsal.get("place") is not True:
         message = f"one flipped bit was planted in the memory of {test.card.device}, and it was not found as that"
@@ -151,13 +151,13 @@ def _proof(site: Site, test: Tested) -> str:
 
 
 def _check_whole(record: Record, claimed: float, hold_s: float) -> None:
-    """Raise Unmeasurable when a pass took no time, left words out, or was not held."""
+    """Raise Unmeasurable when a pass left words out, or was not held."""
     name, seconds = record["pattern"], amount(record, "seconds")
     if not claimed or amount(record, "bytes") < claimed:
         message = f"pass {name!r} covered {amount(record, 'bytes'):.0f} of {claimed:.0f} claimed bytes"
         raise Unmeasurable(message)
-    if seconds < (hold_s if name in FADES else LEAST_S):
-        message = f"pass {name!r} took {seconds:g} s: nothing was {'held' if name in FADES else 'read'}"
+    if name in FADES and seconds < hold_s:
+        message = f"pass {name!r} took {seconds:g} s: nothing was held"
         raise Unmeasurable(message)
 
 
@@ -173,7 +173,8 @@ def _window(site: Site, test: Tested, first: Record, last: Record) -> Window:
 
 
 def coverage(site: Site, test: Tested) -> Measurement:
-    """Return the claimed share of the free memory; none while another program holds much of the card's."""
+    """Return the share of the free memory that every pattern went over; none while another program holds much of it."""
+    test.check_ended()
     record = test.one("claimed")
     free, claimed = amount(record, "free"), amount(record, "claimed")
     total = _total(site, test.card)
@@ -181,9 +182,19 @@ def coverage(site: Site, test: Tested) -> Measurement:
         message = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of {test.card.device} were free"
         message += f", {claimed / 2**30:.1f} GiB were claimed: end what else uses the card (nvidia-smi)"
         raise Unmeasurable(message)
-    sizes = {"claimed": claimed, "free": free, "total": total}
+    tested = _tested(test, claimed)
+    sizes = {"tested": tested, "claimed": claimed, "free": free, "total": total}
     conditions = dict[str, Scalar]({f"{name}_gib": round(size / 2**30, 2) for name, size in sizes.items()})
-    return site.measured(COVERAGE, 100.0 * claimed / free, device=test.card.device, conditions=conditions)
+    return site.measured(COVERAGE, 100.0 * tested / free, device=test.card.device, conditions=conditions)
+
+
+def _tested(test: Tested, claimed: float) -> float:
+    """Return the least bytes that a pass went over; raises Unmeasurable when a pattern is missing, or took no time."""
+    for record in (*map(test.named, PATTERNS), *test.passes):
+        if amount(record, "bytes") and amount(record, "seconds") < LEAST_S:
+            message = f"pass {record.get('pattern')!r} of {test.card.device} took no time: nothing was read"
+            raise Unmeasurable(message)
+    return min(claimed, *(amount(record, "bytes") for record in test.passes))
 
 
 def _total(site: Site, own: Card) -> float:

@@ -155,7 +155,16 @@ def _drive(profile: Profile, device: str) -> dict[str, Any]:
     }
     best = {parameter: max(value, ordered.get(parameter, 0.0)) for parameter, value in usual.items()}
     link = rate.ceiling * 0.95 if rate else None
-    return {p: min(value, link) if link and p.endswith("_mbs") else value for p, value in best.items()}
+    rates = {p: min(value, link) if link and p.endswith("_mbs") else value for p, value in best.items()}
+    return {**rates, **_drive_identity(profile, device)}
+
+
+def _drive_identity(profile: Profile, device: str) -> dict[str, Any]:
+    """Return what the profile says of one drive besides its rates."""
+    facts = profile.device.get(device)
+    named = {name: getattr(facts, name) for name in ("pcie_gen", "pcie_width", "serial", "model")} if facts else {}
+    ordered = _ordered(profile, {"nvme.model": "model", "nvme.serial": "serial", "nvme.firmware": "firmware"})
+    return {**ordered, **{name: value for name, value in named.items() if value is not None}}
 
 
 def _least(profile: Profile, name: str) -> float:
@@ -181,7 +190,9 @@ def _other_drives(profile: Profile) -> int:
 
 def _nic(profile: Profile, device: str) -> dict[str, Any]:
     facts = profile.device.get(device)
-    return {"interface": facts.interface} if facts and facts.interface else {}
+    speed = (facts.speed_mbps if facts else None) or int(_least(profile, "nic.speed"))
+    named = {"interface": facts.interface} if facts and facts.interface else {}
+    return named | ({"speed_mbps": speed} if speed else {})
 
 
 def _ordered(profile: Profile, lines: Mapping[str, str]) -> dict[str, Any]:
@@ -200,9 +211,11 @@ def _ordered(profile: Profile, lines: Mapping[str, str]) -> dict[str, Any]:
 
 CPU_LINES = {
     "host.cpu.model": "model", "host.cpu.cores": "cores", "host.cpu.threads": "threads", "host.memory.dimms": "dimms",
+    "host.memory.type": "dimm_type", "host.cpu.governor": "governor",
 }  # fmt: skip
 HOST_LINES = {
     "host.board.model": "board", "host.os.release": "os", "host.psu": "psu", "host.chassis": "chassis",
+    "host.bios.version": "bios", "host.kernel.release": "kernel", "host.cabling": "cabling",
     "gpu.driver.version": "driver", "gpu.driver.flavour": "flavour", "gpu.cuda.driver": "cuda_driver",
     "software.cuda_toolkit": "cuda_toolkit", "software.cudnn": "cudnn", "software.torch": "torch",
     "software.transformers": "transformers",

@@ -8,21 +8,25 @@ import math
 import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 
-from pytest_gpuaccept.sim import processes
+from pytest_gpuaccept.sim import (
+    cpu_files,
+    drive_files,
+    kernel_files,
+    nic_files,
+    pci_config,
+    platform_files,
+    processes,
+    upkeep,
+)
 from pytest_gpuaccept.sim.machine import UPTIME_S, GpuState, Machine
-from pytest_gpuaccept.sim.parts import Nic
 
 Text = Callable[[], str]
 
 PCI = "/sys/bus/pci/devices"
 DEVICES = "/sys/devices/pci"
 """Where the PCI devices really lie; telemetry reads there ten times a second."""
-GIB_KIB = 2**20
-MEMORY_FOR_US = 0.983
-"""[E] Share of the installed memory that the kernel does not keep for itself before it counts."""
-SECTOR = 512
 GTS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0", 6: "64.0"}
 """PCIe generation -> GT/s as sysfs writes it."""
 CORRECTABLE = ("RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF")
@@ -35,8 +39,6 @@ MODULES = {
     "proprietary": "x86_64 Kernel Module  {}  Mon Dec  8 14:02:18 UTC 2025",
 }
 """Flavour -> how the driver's module calls itself."""
-CARRIER_AT_BOOT = 2
-"""Carrier changes that bringing an interface up leaves behind."""
 
 
 def text(machine: Machine, path: str) -> str | None:
@@ -53,8 +55,11 @@ def text(machine: Machine, path: str) -> str | None:
 
 def data(machine: Machine, path: str) -> bytes | None:
     """Return a file's bytes, None when there is no such file."""
-    if binary := BINARY.get(_real(machine, path)):
+    real = _real(machine, path)
+    if binary := BINARY.get(real):
         return binary(machine)
+    if posixpath.basename(real) == "config":
+        return pci_config.config(machine, posixpath.basename(posixpath.dirname(real)))
     found = text(machine, path)
     return None if found is None else found.encode()
 
@@ -67,12 +72,13 @@ def names(machine: Machine, path: str) -> list[str] | None:
     for prefix, provide in PROVIDERS:
         if prefix.startswith(folder) or folder.startswith(prefix):
             paths |= {file for file in provide(machine, "") if file.startswith(folder)}
-    return sorted({file.removeprefix(folder).split("/")[0] for file in paths}) or None
+    found = sorted({file.removeprefix(folder).split("/")[0] for file in paths})
+    return found if found or path in kernel_files.EMPTY else None
 
 
 def boot_id(machine: Machine) -> uuid.UUID:
     """Return the id of the machine's boot."""
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{machine.seed}/boot")
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{machine.seed}/boot/{machine.host.boot}")
 
 
 def online(machine: Machine) -> int:
@@ -88,11 +94,15 @@ def _real(machine: Machine, path: str) -> str:
     return posixpath.normpath(path)
 
 
-def _links(machine: Machine) -> dict[str, str]:
+def _links(machine: Machine) -> Mapping[str, str]:
     """Return the PCI devices, each a link into the tree in which a device lies in its port's folder."""
+    return _tree(tuple((gpu.address, gpu.port) for gpu in _slots(machine)))
+
+
+@cache
+def _tree(places: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     links = {}
-    for gpu in _slots(machine):
-        own, port = gpu.address, gpu.port
+    for own, port in places:
         links[f"{PCI}/{port}"] = f"/sys/devices/pci{port[:7]}/{port}"
         links[f"{PCI}/{own}"] = f"/sys/devices/pci{port[:7]}/{port}/{own}"
     return links
@@ -103,10 +113,15 @@ def _slots(machine: Machine) -> list[GpuState]:
 
 
 def _devices(machine: Machine, real: str) -> dict[str, Text]:
-    """Return the files of the GPU, and of its port, among whose folders a path lies; of all for ''."""
-    links = _links(machine)
-    near = [gpu for gpu in _slots(machine) if not real or real.startswith(f"{links[f'{PCI}/{gpu.port}']}/")]
-    return {path: write for gpu in near for path, write in _link(machine, gpu).items()}
+    """Return the files of the GPU or of the port in whose folder a path lies; of all for ''."""
+    links, near = _links(machine), posixpath.dirname(real)
+    return {
+        path: write
+        for gpu in _slots(machine)
+        for side, address in (("gpu", gpu.address), ("port", gpu.port))
+        if not real or near == links[f"{PCI}/{address}"]
+        for path, write in _side(machine, gpu, side, links[f"{PCI}/{address}"]).items()
+    }
 
 
 def _processes(machine: Machine, _real: str) -> dict[str, Text]:
@@ -116,11 +131,6 @@ def _processes(machine: Machine, _real: str) -> dict[str, Text]:
         for gpu in _slots(machine)
         for process in (*processes.compute(gpu), *processes.graphics(gpu))
     }
-
-
-def _networks(machine: Machine, _real: str) -> dict[str, Text]:
-    """Return the files of every network interface."""
-    return {path: write for nic in machine.nics for path, write in _network(machine, nic).items()}
 
 
 def _driver(machine: Machine) -> str | None:
@@ -164,55 +174,29 @@ def _ticks(busy: int, total: int) -> str:
     return f"{busy} 0 0 {total - busy} 0 0 0 0 0 0"
 
 
-def _drives(machine: Machine, _real: str) -> dict[str, Text]:
-    """Return the drives' controllers and the statistics of their block devices."""
-    spare = range(machine.host.other_drives)
-    files = {f"/sys/class/nvme/nvme{len(machine.drives) + i}/state": "live" for i in spare}
-    for number, (name, drive) in enumerate(machine.drives.items()):
-        if drive.present:
-            moved = {side: count // SECTOR for side, count in machine.moved[name].items()}
-            files[f"/sys/class/nvme/{name}/state"] = "live"
-            files[f"/sys/dev/block/259:{number}/stat"] = (
-                f"0 0 {moved['read']} 0 0 0 {moved['write']} 0 0 0 0 0 0 0 0 0 0"
-            )
-    return {path: partial(str, f"{line}\n") for path, line in files.items()}
+def _side(machine: Machine, gpu: GpuState, side: str, folder: str) -> dict[str, Text]:
+    """Return the files of a GPU's PCI device, or of the port above it."""
+    gen, address = (gpu.p.card_gen, gpu.address) if side == "gpu" else (gpu.p.slot_gen, gpu.port)
+    differs = side == "port" and not gpu.p.lost
+    width = gpu.p.port_width if differs and gpu.p.port_width else gpu.p.pcie_width
+    files: dict[str, Text] = {
+        "uevent": lambda: f"{_ids(gpu, side)}PCI_SLOT_NAME={address}\n",
+        "max_link_speed": lambda: f"{GTS[gen]} GT/s PCIe\n",
+        "max_link_width": lambda: "16\n",
+        "current_link_speed": partial(_speed, machine, gpu, gpu.p.port_gen if differs else 0),
+        "current_link_width": lambda: f"{0 if gpu.p.lost else width}\n",
+    }
+    if gpu.p.aer_counters:
+        files |= _aer(gpu, counted=machine.host.aer_armed and side == gpu.p.aer_side)
+    return {f"{folder}/{name}": write for name, write in files.items()}
 
 
-def _network(machine: Machine, name: str) -> dict[str, Text]:
-    nic = machine.nics[name]
-    changes = CARRIER_AT_BOOT + 2 * machine.flapped[name]
-    lines = {"carrier_changes": f"{changes}", "operstate": "up", "speed": "10000"} if nic.readable else {}
-    return {f"/sys/class/net/{nic.interface}/{file}": partial(str, f"{line}\n") for file, line in lines.items()}
-
-
-def _route(nics: Iterable[Nic]) -> str:
-    """Return the routing table; the default route is the first interface's, addresses are in network byte order."""
-    head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT"
-    rows = [
-        head,
-        *(f"{nic.interface}\t00000000\t010200C0\t0003\t0\t0\t{n}\t00000000\t0\t0\t0" for n, nic in enumerate(nics)),
-    ]
-    return "\n".join(f"{row:<127}" for row in rows)
-
-
-def _link(machine: Machine, gpu: GpuState) -> dict[str, Text]:
-    """Return the files of a GPU's PCI device and of the port above it."""
-    own, port = gpu.address, gpu.port
-    links = _links(machine)
-    files: dict[str, Text] = {}
-    for side, address, gen in (("gpu", own, gpu.p.card_gen), ("port", port, gpu.p.slot_gen)):
-        folder = links[f"{PCI}/{address}"]
-        files[f"{folder}/uevent"] = partial(str, f"PCI_SLOT_NAME={address}\n")
-        files[f"{folder}/max_link_speed"] = partial(str, f"{GTS[gen]} GT/s PCIe\n")
-        files[f"{folder}/max_link_width"] = partial(str, "16\n")
-        differs = side == "port" and not gpu.p.lost
-        width = gpu.p.port_width if differs and gpu.p.port_width else gpu.p.pcie_width
-        files[f"{folder}/current_link_speed"] = partial(_speed, machine, gpu, gpu.p.port_gen if differs else 0)
-        files[f"{folder}/current_link_width"] = partial(str, f"{0 if gpu.p.lost else width}\n")
-        if gpu.p.aer_counters:
-            counted = machine.host.aer_armed and side == gpu.p.aer_side
-            files |= {f"{folder}/{file}": write for file, write in _aer(gpu, counted=counted).items()}
-    return files
+def _ids(gpu: GpuState, side: str) -> str:
+    """Return driver, class and ids of a GPU or of the port above it."""
+    if side == "port":
+        return "DRIVER=pcieport\nPCI_CLASS=60400\nPCI_ID=1022:1483\nPCI_SUBSYS_ID=1022:1453\n"
+    ids = f"PCI_ID=10DE:{gpu.p.pci_device_id.upper()}\nPCI_SUBSYS_ID=10DE:{gpu.p.pci_device_id.upper()}\n"
+    return f"DRIVER=nvidia\nPCI_CLASS=30000\n{ids}"
 
 
 def _speed(machine: Machine, gpu: GpuState, most: int) -> str:
@@ -223,9 +207,9 @@ def _speed(machine: Machine, gpu: GpuState, most: int) -> str:
 
 def _aer(gpu: GpuState, *, counted: bool) -> Mapping[str, Text]:
     """Return the counter files of one link partner; what the kernel does not listen to it does not count."""
-    corrected, uncorrected = (int(gpu.corrected), gpu.uncorrected) if counted else (0, 0)
+    corrected, uncorrected = (gpu.p.aer_before + int(gpu.corrected), gpu.uncorrected) if counted else (0, 0)
     return {
-        "aer_dev_correctable": partial(_counters, CORRECTABLE, "RxErr", corrected, "COR"),
+        "aer_dev_correctable": partial(_counters, CORRECTABLE, gpu.p.aer_kind, corrected, "COR"),
         "aer_dev_nonfatal": partial(_counters, UNCORRECTABLE, "TLP", uncorrected, "NONFATAL"),
         "aer_dev_fatal": partial(_counters, UNCORRECTABLE, "TLP", 0, "FATAL"),
     }
@@ -241,46 +225,44 @@ def _modalias(machine: Machine) -> str:
     return f"dmi:bvr{host.bios}:rvn{host.board_vendor}:rn{host.board_name}:".replace(" ", "")
 
 
-def _meminfo(machine: Machine) -> str:
-    cpu = machine.cpu
-    return f"MemTotal:       {int(cpu.dimms * cpu.dimm_gib * GIB_KIB * MEMORY_FOR_US)} kB"
-
-
 def _os_release(machine: Machine) -> str:
     host = machine.host
     return f'NAME="{host.os_id.title()}"\nVERSION_ID="{host.os_version}"\nID={host.os_id}'
 
 
 SYSTEM: dict[str, Callable[[Machine], str | None]] = {
+    **cpu_files.SYSTEM,
+    **drive_files.SYSTEM,
+    **kernel_files.FILES,
+    **platform_files.FILES,
     "/etc/machine-id": lambda machine: uuid.uuid5(uuid.NAMESPACE_OID, f"{machine.seed}/machine").hex,
     "/etc/os-release": _os_release,
     "/proc/cmdline": lambda machine: machine.host.cmdline,
     "/proc/cpuinfo": _cpuinfo,
     "/proc/driver/nvidia/version": _driver,
     "/proc/loadavg": _loadavg,
-    "/proc/meminfo": _meminfo,
-    "/proc/net/route": lambda machine: _route(machine.nics.values()),
+    "/proc/net/route": nic_files.route,
     "/proc/stat": _stat,
     "/proc/sys/kernel/hostname": lambda _: "simulated",
     "/proc/sys/kernel/osrelease": lambda machine: machine.host.kernel,
     "/proc/sys/kernel/random/boot_id": lambda machine: str(boot_id(machine)),
-    "/sys/class/dmi/id/bios_version": lambda machine: machine.host.bios,
-    "/sys/class/dmi/id/board_name": lambda machine: machine.host.board_name,
-    "/sys/class/dmi/id/board_vendor": lambda machine: machine.host.board_vendor,
     "/sys/class/dmi/id/modalias": _modalias,
     "/sys/devices/system/cpu/online": lambda machine: _cpu_list(online(machine)),
     "/sys/devices/system/cpu/present": lambda machine: _cpu_list(machine.cpu.threads),
+    upkeep.RULES: upkeep.rules,
 }
 """File of which there is one -> its text without the last line's end; None for no such file."""
-BINARY: dict[str, Callable[[Machine], bytes | None]] = {}
+BINARY: dict[str, Callable[[Machine], bytes | None]] = {**platform_files.BINARY}
 """File that is no text -> its bytes; None for no such file."""
 Provider = Callable[[Machine, str], Mapping[str, Text]]
 """Files of a part of the tree, at least the one of the given path; all of them for ''."""
 PROVIDERS: tuple[tuple[str, Provider], ...] = (
+    *platform_files.PROVIDERS,
     (DEVICES, _devices),
-    ("/sys/class/net/", _networks),
-    ("/sys/class/nvme/", _drives),
-    ("/sys/dev/block/", _drives),
+    ("/sys/class/net/", nic_files.networks),
+    *drive_files.PROVIDERS,
+    *kernel_files.PROVIDERS,
+    *cpu_files.PROVIDERS,
     ("/proc/", _processes),
 )
 """Beginning of a path -> who knows the files there."""

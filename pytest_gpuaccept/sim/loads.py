@@ -21,9 +21,10 @@ from pytest_gpuaccept.children.memory import memory
 from pytest_gpuaccept.children.products import Question, products
 from pytest_gpuaccept.children.steps import steps
 from pytest_gpuaccept.children.telemetry import telemetry
+from pytest_gpuaccept.children.watch import watch
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.profile import PCIE_GBS_PER_LANE
-from pytest_gpuaccept.sim import engines, files
+from pytest_gpuaccept.sim import drive_load, engines, files
 from pytest_gpuaccept.sim.machine import COPY_POWER, GpuState, Machine, ScriptClock
 from pytest_gpuaccept.sim.nvml import binding, uuid_of
 from pytest_gpuaccept.sim.vram import Vram
@@ -244,9 +245,16 @@ Script = Generator[Record, Record | None, None]
 Params = Mapping[str, Any]
 
 
-def _watch(machine: Machine, params: Params, clock: ScriptClock) -> Script:
+def _telemetry(machine: Machine, params: Params, clock: ScriptClock) -> Script:
     plan = {key: params[key] for key in ("uuids", "period_s", "links") if key in params}
     yield from telemetry(binding(machine), clock, read=partial(_file, machine), **plan)
+
+
+def _watch(machine: Machine, params: Params, clock: ScriptClock) -> Script:
+    nvml = binding(machine) if params["uuids"] else None
+    for told in watch(partial(_file, machine), clock, nvml=nvml, **params):
+        yield told
+        clock.sleep(machine.host.stalls_s)
 
 
 def _file(machine: Machine, path: str) -> str:
@@ -352,8 +360,8 @@ def _products(machine: Machine, params: Params, clock: ScriptClock) -> Script:
 
 
 SCRIPTS: dict[str, Callable[[Machine, Params, ScriptClock], Script]] = {
-    "telemetry": _watch, "burn": _burn, "gemm": _gemm, "copies": _copies, "memory": _memory, "steps": _steps,
-    "versions": _versions, "products": _products,
+    "telemetry": _telemetry, "watch": _watch, "burn": _burn, "gemm": _gemm, "copies": _copies, "memory": _memory,
+    "steps": _steps, "versions": _versions, "products": _products, "cold_read": drive_load.script,
     "vllm": engines.vllm, "llamacpp": engines.llamacpp,
 }  # fmt: skip
 """Name of a load -> what it does in virtual time."""

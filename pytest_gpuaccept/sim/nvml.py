@@ -409,7 +409,7 @@ def _retired(*_: object) -> int:
 
 def _bar1(_machine: Machine, gpu: GpuState) -> Mapping[str, int]:
     """Return bytes: [E] a resizable BAR is as large as the memory, rounded up to a power of two."""
-    total = 1 << ((gpu.p.memory_mib << 20) - 1).bit_length()
+    total = gpu.p.bar1_mib << 20 or 1 << ((gpu.p.memory_mib << 20) - 1).bit_length()
     return {"bar1Total": total, "bar1Free": total, "bar1Used": 0}
 
 
@@ -484,6 +484,8 @@ DEVICE: dict[str, Callable[..., Answer]] = {
     "nvmlDeviceGetViolationStatus": _violation,
     "nvmlDeviceGetRetiredPages": _retired,
     "nvmlDeviceGetVbiosVersion": lambda _, g: g.p.vbios,
+    "nvmlDeviceGetGspFirmwareMode": lambda *_: (1, 1),
+    "nvmlDeviceGetGspFirmwareVersion": lambda m, _: m.host.driver,
     "nvmlDeviceGetBAR1MemoryInfo": _bar1,
     "nvmlDeviceGetPowerManagementLimitConstraints": _constraints,
     "nvmlDeviceGetTemperatureThreshold": _threshold,
@@ -535,11 +537,15 @@ def _field(gpu: GpuState, field: int, scope: int) -> tuple[int, str, int]:
         raise _not_supported()
     if read := COUNTER_FIELDS.get(field) or TIME_FIELDS.get(field):
         return NVML.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, "ullVal", int(read(gpu))
+    if field == RECOVERY:
+        return NVML.NVML_VALUE_TYPE_UNSIGNED_INT, "uiVal", gpu.p.recovery
     if read := POWER_FIELDS.get(field):
         return NVML.NVML_VALUE_TYPE_UNSIGNED_INT, "uiVal", _milli(read(gpu))
     raise _not_supported()
 
 
+RECOVERY = 230
+"""NVML_FI_DEV_GET_GPU_RECOVERY_ACTION; by number, since older bindings lack the name."""
 TIME_FIELDS: dict[int, Callable[[GpuState], float]] = {
     74: lambda g: g.capped_ns,  # ..._SW_POWER_CAP
     269: lambda g: g.thermal_ns,  # ..._SW_THERM_SLOWDOWN

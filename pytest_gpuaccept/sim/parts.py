@@ -42,6 +42,7 @@ class Gpu(Part):
     ecc: Annotated[bool, Field(description="reports ECC counters")] = False
     row_remap: Annotated[bool, Field(description="reports remapped rows, as every card with ECC does")] = False
     vbios: Text = "95.02.47.00.01"
+    bar1_mib: Annotated[Count, Field(description="memory that the host sees; 0 for all of it (resizable BAR)")] = 0
     mig: Annotated[bool, Field(description="cut into slices")] = False
     compute_mode: Literal["default", "exclusive", "prohibited"] = "default"
     foreign_mib: Annotated[Count, Field(description="memory that somebody else's process has; 0 for nobody")] = 0
@@ -54,6 +55,7 @@ class Gpu(Part):
     default_limit_w: Annotated[Watts, Field(description="power limit of the board after a reset")] = 450.0
     idle_w: Watts = 20.0
     overshoot: Annotated[Share, Field(description="single samples of the meter this share above the limit")] = 0.0
+    over_limit: Annotated[Share, Field(description="share of its limit that the card draws above it")] = 0.0
     power_brake: Annotated[Share, Field(description="share of the power that an external brake takes away")] = 0.0
 
     resistance_c_per_w: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.0831
@@ -129,11 +131,16 @@ class Gpu(Part):
     aer_corrected_per_min: Annotated[
         float, Field(ge=0, le=6000, description="corrected PCIe errors per minute while the link is busy")
     ] = 0.0
+    aer_kind: Annotated[Literal["RxErr", "BadTLP", "Rollover", "Timeout"], Field(description="what they are")] = "RxErr"
+    aer_before: Annotated[Count, Field(description="corrected PCIe errors between boot and run")] = 0
+    aer_reports: Annotated[bool, Field(description="the card reports its errors (Device Control)")] = True
+    aer_masked: Annotated[bool, Field(description="the card masks the errors of its link")] = False
     aer_side: Annotated[Literal["gpu", "port"], Field(description="which link partner counts them")] = "gpu"
     aer_uncorrected: Annotated[Count, Field(description="uncorrected PCIe errors, once")] = 0
     aer_counters: Annotated[bool, Field(description="the kernel shows AER counters of this link")] = True
     replays_per_min: Rate = 0.0
     xid: Annotated[int, Field(ge=0, le=200, description="Xid that the driver logs, once; 0 for none")] = 0
+    recovery: Annotated[int, Field(ge=0, le=7, description="what the driver wants done, by NVML's number")] = 0
     ecc_uncorrected: Annotated[Count, Field(description="uncorrected memory errors, once")] = 0
     rows_remapped: Annotated[Count, Field(description="rows remapped for uncorrectable errors")] = 0
     remap_pending: bool = False
@@ -153,9 +160,35 @@ class Cpu(Part):
     dimms: Annotated[int, Field(ge=0, le=64)] = 8
     dimm_gib: Annotated[int, Field(ge=1, le=1024)] = 64
     dimm_mts: Annotated[int, Field(ge=100, le=20_000)] = 2666
+    dimm_type: Text = "DDR4"
+    odd_dimms: Annotated[Count, Field(description="modules of another part number than the rest")] = 0
+    ecc: Annotated[bool, Field(description="the memory controller corrects errors; the modules always could")] = True
+    edac: Annotated[bool, Field(description="the kernel watches the memory controller")] = True
+    memory_corrected: Annotated[Count, Field(description="memory errors under load that ECC corrects")] = 0
+    memory_uncorrected: Annotated[Count, Field(description="memory errors under load that it cannot correct")] = 0
+    visible_share: Annotated[
+        Share, Field(description="[E] share of the installed memory that the kernel counts as its own")
+    ] = 0.983
+    governor: Literal["performance", "powersave", "schedutil", "ondemand"] = "performance"
+    saving_cpus: Annotated[Count, Field(description="CPUs whose governor is powersave, whatever that of the rest")] = 0
+    boost: bool = True
+    numa_nodes: Annotated[int, Field(ge=1, le=64)] = 1
     wrong_results: Annotated[Count, Field(description="verification failures of stress-ng")] = 0
     idle_cpus: Annotated[Count, Field(description="CPUs that the burn does not reach")] = 0
     burn_ends_after: Annotated[Share, Field(description="share of the asked time that stress-ng runs")] = 1.0
+    burn_missing: Annotated[Count, Field(description="workers of the CPU burn that never start")] = 0
+    burn_killed: Annotated[Count, Field(description="workers of the CPU burn that somebody kills")] = 0
+    shared: Annotated[Share, Field(description="share of every CPU that somebody else's processes take")] = 0.0
+    quota_cpus: Annotated[Count, Field(description="CPUs whose time the control group gives; 0 for all")] = 0
+    rise_c: Annotated[Celsius, Field(description="rise of its temperature over rest at full load [E]")] = 32.0
+    thermometer: Annotated[Literal["ok", "none", "lost"], Field(description="lost: silent under load")] = "ok"
+    all_core_mhz: Annotated[Rate, Field(description="clock of every CPU while all work [E]")] = 3200.0
+    memory_held: Annotated[Share, Field(description="share of the memory that somebody else holds")] = 0.02
+    memory_wrong: Annotated[Count, Field(description="workers of the memory burn that find flipped bits")] = 0
+    memory_reached: Annotated[Share, Field(description="share of its memory that the burn touches")] = 1.0
+    memory_idle: Annotated[Count, Field(description="workers of the memory burn that hold no memory")] = 0
+    oom_kills: Annotated[Count, Field(description="processes that the OOM killer ends during the memory burn")] = 0
+    bandwidth_share: Annotated[Share, Field(description="share of its channels' rate that stress-ng shows [E]")] = 0.78
 
 
 class Host(Part):
@@ -164,33 +197,77 @@ class Host(Part):
     room_c: Annotated[Celsius, Field(description="air that the cards breathe, machine idle")] = 28.0
     board_vendor: Text = "ASRockRack"
     board_name: Text = "ROMED8-2T/BCM"
+    board_serial: Text = "205012345600042"
+    product: Text = "ROMED8-2T/BCM"
     bios: Text = "P3.80"
+    bios_date: Text = "11/23/2023"
+    disk_model: Annotated[Text, Field(description="disk of the operating system")] = "Simulated SATA 512GB"
+    disk_gb: Rate = 512.1
     os_id: Text = "ubuntu"
     os_version: Text = "24.04"
     kernel: Text = "6.8.0-107-generic"
     cmdline: Text = "BOOT_IMAGE=/vmlinuz root=/dev/mapper/vg0-root ro quiet"
     driver: Text = "590.48.01"
     driver_loaded: bool = True
+    driver_on_disk: Annotated[Text, Field(description="version of the module on the disk; '' as in memory")] = ""
+    new_kernel: Annotated[Text, Field(description="a newer kernel that is installed and does not run; '' for none")] = (
+        ""
+    )
+    new_kernel_driver: Annotated[bool, Field(description="the driver was built for it")] = True
+    secure_boot: Annotated[Literal["legacy", "off", "on"], Field(description="legacy: started without EFI")] = "on"
+    driver_signed: bool = True
+    clocksource: Literal["tsc", "hpet", "acpi_pm"] = "tsc"
     flavour: Literal["open", "proprietary"] = "open"
     cuda_driver: Annotated[str, Field(pattern=r"^\d{1,2}\.\d{1,2}$")] = "13.1"
     cuda_toolkit: Text = "13.2"
     cudnn: Text = "9.20.0"
     torch: Text = "2.10.0+cu128"
     transformers: Text = "4.57.6"
+    boot: Annotated[Count, Field(description="number of this boot: another one is a machine started anew")] = 0
     log_readable: Annotated[
         bool, Field(description="the kernel log can be read; if not, journalctl prints nothing")
     ] = True
+    log_stopped: Annotated[bool, Field(description="nobody takes the kernel's messages down any more")] = False
+    stalls_s: Annotated[Seconds, Field(description="time for which the poll of the counters is kept waiting")] = 0.0
+    kernel_says: Annotated[Text, Field(description="a line that the kernel writes, once, under load; '' for none")] = ""
+    taint: Annotated[int, Field(ge=0, le=2**19, description="bits of the kernel's taint besides those of modules")] = 0
+    crashes: Annotated[Count, Field(description="records of earlier crashes that the firmware keeps")] = 0
     aer_armed: Annotated[bool, Field(description="the kernel controls AER")] = True
     psu: Annotated[Text, Field(description="what a person sees who looks")] = ""
     chassis: Annotated[Text, Field(description="what a person sees who looks")] = ""
+    psu_rating_w: Annotated[Count, Field(description="W on the labels together, as seen [E]; 0: nobody looked")] = 3200
+    cabling: Annotated[Text, Field(description="what a person sees who looks")] = ""
     prometheus: Annotated[Literal["up", "down", "stale"], Field(description="stale: answers, but scrapes nothing")] = (
         "up"
     )
     exporter_gpus: Annotated[
         int, Field(ge=-1, le=64, description="GPUs that the DCGM exporter covers; -1 for all")
     ] = -1
+    node_exporter: Annotated[bool, Field(description="the exporter of the machine itself can be scraped")] = True
     exporter: bool = True
+    exporter_lacks: Annotated[Text, Field(description="series that the DCGM exporter does not show")] = ""
+    exporter_frozen: Annotated[bool, Field(description="the DCGM exporter shows one temperature for ever")] = False
+    alert_rules: Annotated[bool, Field(description="Prometheus has alert rules for the GPUs")] = True
     grafana: Literal["up", "down", "database"] = "up"
+    systemd: Annotated[bool, Field(description="systemd is what booted the machine")] = True
+    persistence_unit: Annotated[
+        Literal["mode", "no mode", "masked", "absent"],
+        Field(description="nvidia-persistenced's unit; `no mode` as Ubuntu ships it, with --no-persistence-mode"),
+    ] = "mode"
+    driver_pin: Annotated[
+        Literal["hold", "blacklist", "off", "none"],
+        Field(description="what keeps apt from upgrading the driver; off: unattended upgrades are"),
+    ] = "hold"
+    clock_synced: bool = True
+    bmc: Annotated[bool, Field(description="the board has a controller that answers")] = True
+    bmc_events: Annotated[Count, Field(description="entries that its event log gained")] = 0
+    bmc_log_full: Annotated[bool, Field(description="its event log takes no more entries")] = False
+    bmc_fan: Annotated[
+        Literal["turns", "slow", "silent"], Field(description="its first fan; silent: its sensor reads nothing")
+    ] = "turns"
+    bmc_supply_failed: Annotated[bool, Field(description="its second power supply says that it failed")] = False
+    failed_units: Annotated[Count, Field(description="units of systemd that failed")] = 0
+    lvm_readable: Annotated[bool, Field(description="vgs may look; if not, it lists nothing")] = True
     other_drives: Annotated[Count, Field(description="NVMe drives besides those of the profile")] = 0
     lvm_free: Annotated[Share, Field(description="share of the volume group that is not allocated")] = 0.05
 
@@ -199,6 +276,12 @@ class Drive(Part):
     """One NVMe drive."""
 
     present: bool = True
+    model: Text = "Simulated NVMe 2TB"
+    serial: Annotated[Text, Field(description="'' for one that follows from the seed")] = ""
+    firmware: Text = "SIM1.0"
+    size_gb: Rate = 2000.4
+    pcie_gen: Annotated[Gen, Field(description="generation of its link")] = 4
+    pcie_width: Lanes = 4
     read_mbs: Rate = 4589.0
     write_mbs: Rate = 4213.0
     read_iops: Rate = 568_000.0
@@ -209,6 +292,26 @@ class Drive(Part):
     error: Annotated[int, Field(ge=0, le=133, description="errno that fio reports")] = 0
     interrupted: Annotated[bool, Field(description="fio ends half-way, with status 0")] = False
     free_gib: Rate = 1700.0
+    read_only: Annotated[bool, Field(description="its file system is mounted read-only")] = False
+    foreign_busy: Annotated[Share, Field(description="share of the time in which somebody else reads from it")] = 0.0
+    corrupt: Annotated[bool, Field(description="data read back are not those written")] = False
+    file_errors: Annotated[Count, Field(description="errors of its file system under load")] = 0
+    tail: Annotated[Factor, Field(description="99th percentile of the latency over the mean [E]")] = 1.8
+    short_ios: Annotated[Count, Field(description="requests that came back short, in each job")] = 0
+    buffered_gbs: Annotated[Rate, Field(description="cold buffered read by one process [E]")] = 2.9
+    resident: Annotated[Share, Field(description="share of a file that stays in memory when it is evicted")] = 0.0
+    idle_c: Annotated[Celsius, Field(description="temperature at rest [E]")] = 38.0
+    load_c: Annotated[Celsius, Field(description="temperature after minutes of load [E]")] = 61.0
+    critical_c: Annotated[Celsius, Field(description="temperature that the drive calls critical; 0 for none")] = 85.0
+    sensor: Annotated[bool, Field(description="the kernel shows its temperature")] = True
+    log_readable: Annotated[bool, Field(description="its health log can be read, as by root")] = True
+    critical_warning: Annotated[int, Field(ge=0, le=255, description="bit mask")] = 0
+    media_errors: Count = 0
+    spare: Annotated[int, Field(ge=0, le=100, description="% of the spare blocks left")] = 100
+    used: Annotated[int, Field(ge=0, le=255, description="% of its life")] = 0
+    hours: Annotated[Count, Field(description="power-on hours")] = 12
+    power_losses: Annotated[Count, Field(description="unsafe shutdowns under load, once")] = 0
+    throttled: Annotated[Count, Field(description="thermal transitions under load, once")] = 0
     noise: Annotated[Share, Field(description="standard deviation of a job's rate")] = 0.01
 
 
@@ -219,6 +322,15 @@ class Nic(Part):
     flaps: Annotated[Count, Field(description="carrier losses, once")] = 0
     flap_at_step: Annotated[Count, Field(description="load step of the GPUs that costs the carrier; 0 for none")] = 0
     readable: bool = True
+    present: Annotated[bool, Field(description="it is there; it may go during the run")] = True
+    speed_mbps: Annotated[Count, Field(gt=0)] = 10_000
+    duplex: Literal["full", "half"] = "full"
+    mtu: Annotated[Count, Field(gt=0)] = 1500
+    driver: Text = "ixgbe"
+    counters: Annotated[bool, Field(description="it has statistics")] = True
+    traffic: Annotated[bool, Field(description="frames arrive")] = True
+    crc_errors_per_min: Rate = 0.0
+    symbol_errors_per_min: Annotated[Rate, Field(description="errors that only ethtool shows")] = 0.0
 
 
 class Vllm(Part):
