@@ -3,10 +3,31 @@
 import pytest
 
 
-@pytest.mark.spec("gpu.aer.*", "gpu.xid")
+@pytest.mark.spec(
+    "gpu.aer.corrected", "gpu.aer.corrected_rate", "gpu.aer.uncorrected", "gpu.aer.replay_failed", "gpu.aer.since_boot",
+    "gpu.pcie.replay_rate", "gpu.pcie.recoveries", "gpu.xid",
+)  # fmt: skip
 def test_gpu_events(gpu, accept):
-    """No GPU logged an error during the run."""
+    """No GPU's link or driver showed an error during the run."""
     accept(gpu.events())
+
+
+@pytest.mark.spec("gpu.aer.outlier")
+def test_links_alike(host, accept):
+    """No GPU's link has errors that those of the others have not."""
+    accept(host.probe("gpu.events"))
+
+
+@pytest.mark.spec("gpu.recovery")
+def test_gpu_recovery(gpu, accept):
+    """The driver wants nothing done to any GPU."""
+    accept(gpu.recovery())
+
+
+@pytest.mark.spec("gpu.watch.*")
+def test_gpu_watch(gpu, accept):
+    """What was seen on each GPU, by what ran."""
+    accept(gpu.probe("host.watch"))
 
 
 @pytest.mark.spec("gpu.ecc.uncorrected")
@@ -33,13 +54,70 @@ def test_gpu_state(gpu, accept):
     accept(gpu.state())
 
 
-@pytest.mark.spec("nic.*")
+@pytest.mark.spec("host.resets")
+def test_resets(host, accept):
+    """The machine was not started anew during the run."""
+    accept(host.resets())
+
+
+@pytest.mark.spec("nvme.health.*", "nvme.new.*")
+def test_drive_health(nvme, accept):
+    """Every drive is new, and says that nothing is wrong with it."""
+    accept(nvme.health())
+
+
+@pytest.mark.spec("host.events.*", "host.taint.*", "host.ecc.*", "host.crashes")
+def test_host_events(host, accept):
+    """The kernel saw no crash, no hardware error and no error of memory, drives or file systems."""
+    accept(host.events())
+
+
+@pytest.mark.spec("nic.flaps", "nic.unchanged", "nic.speed", "nic.errors")
 def test_nic(nic, accept):
-    """No network link went down during the run."""
+    """No network link went down, changed or damaged frames during the run."""
     accept(nic.link())
 
 
-@pytest.mark.spec("monitoring.*", "host.lvm.*")
-def test_services(host, accept):
-    """What a well delivered machine also has."""
-    accept(host.services())
+@pytest.mark.spec("host.inventory.*")
+def test_host_unchanged(host, accept):
+    """No part of the machine came, went or changed during the run."""
+    accept(host.unchanged())
+
+
+@pytest.mark.spec(
+    "monitoring.prometheus", "monitoring.series", "monitoring.alerts", "monitoring.retention",
+    "monitoring.dcgm_exporter", "monitoring.grafana", "monitoring.vllm_queue",
+)  # fmt: skip
+def test_monitoring(host, accept):
+    """What should watch over the machine does."""
+    accept(host.monitoring())
+
+
+@pytest.mark.spec("monitoring.end_to_end")
+def test_end_to_end(host, accept):
+    """The heat of the burn arrived in Prometheus."""
+    accept(host.end_to_end())
+
+
+@pytest.mark.spec("service.*", "host.lvm.*")
+def test_upkeep(host, accept):
+    """The machine stays as it was delivered."""
+    accept(host.upkeep())
+
+
+@pytest.mark.spec("bmc.*")
+def test_bmc(host, accept):
+    """The board's own controller saw nothing go wrong, and no sensor of it is critical."""
+    accept(host.bmc())
+
+
+@pytest.mark.spec("power.*")
+def test_electrical(host, accept):
+    """Circuit and power supplies carry the machine at its limits."""
+    accept(host.electrical())
+
+
+@pytest.mark.spec("host.watch.*")
+def test_watch(host, accept):
+    """The counters were looked at throughout the run."""
+    accept(host.watch())

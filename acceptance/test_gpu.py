@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.spec("gpu.pcie.*")
+@pytest.mark.spec("gpu.pcie.gen", "gpu.pcie.width", "gpu.pcie.idle_gen")
 def test_link(gpu, accept):
     """Every GPU's PCIe link runs at the ordered generation and width under load."""
     accept(gpu.links())

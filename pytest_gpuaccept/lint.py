@@ -80,10 +80,14 @@ def _shape(line: Line, metric: Metric, _: Profile) -> Flaws:
         yield exact[0], "cannot stand beside another kind of limit"
     if bounds and metric.unit in ("text", "flag"):
         yield "min" if line.min is not None else "max", f"a {metric.unit} has no order: use equals or one_of"
-    wanted = {"text": str, "flag": bool}.get(metric.unit, int | float)
     for choice in (*(line.one_of or ()), *(() if line.equals is None else (line.equals,))):
-        if not isinstance(choice, wanted) or (isinstance(choice, bool) and metric.unit != "flag"):
+        if not _of_unit(choice, metric.unit):
             yield exact[0], f"{choice!r} is not a value of unit {metric.unit!r}"
+
+
+def _of_unit(value: Scalar, unit: str) -> bool:
+    wanted = {"text": str, "flag": bool}.get(unit, int | float)
+    return isinstance(value, wanted) and (unit == "flag" or not isinstance(value, bool))
 
 
 def _order(line: Line, _metric: Metric, _: Profile) -> Flaws:
@@ -207,7 +211,7 @@ def _check_named(profile: Profile, catalogue: Catalogue, profile_file: str) -> I
                 yield Mistake(file, entry.line, what, f"the profile has no such line{near}")
             elif what == "attested" and not metric.attestable:
                 yield Mistake(file, entry.line, what, "a probe measures this, so nobody can attest it")
-            elif what == "attested" and isinstance(entry, Attestation) and not isinstance(entry.value, str):
+            elif isinstance(entry, Attestation) and not _of_unit(entry.value, metric.unit):
                 yield Mistake(file, entry.line, what, f"{entry.value!r} is not a value of unit {metric.unit!r}")
             elif entry.device not in profile.devices_of(line, metric.kind):
                 yield Mistake(file, entry.line, what, f"the line has no device {entry.device!r}")

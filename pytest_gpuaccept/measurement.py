@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Unit = Literal[
-    "TFLOPS", "GB/s", "MB/s", "IOPS", "tok/s", "GB", "GiB", "MT/s", "MHz", "C", "W", "s", "ms",
+    "TFLOPS", "GB/s", "MB/s", "Mb/s", "IOPS", "tok/s", "GB", "GiB", "MT/s", "MHz", "C", "W", "h", "s", "ms", "us",
     "%", "ratio", "count", "1/min", "gen", "lanes", "text", "flag",
 ]  # fmt: skip
 Kind = Literal["gpu", "gpu_pair", "nvme", "nic", "host", "vllm", "llamacpp"]

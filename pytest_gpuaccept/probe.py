@@ -5,6 +5,7 @@ access of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -27,7 +28,8 @@ class Site:
 
     `attach(name, text)` keeps raw tool output in the evidence and returns its digest. `before` is
     what the probe's own `before` read at the start of the run, or the Unmeasurable that it raised;
-    `memory` is what the probes of one run remember together, such as which card is `gpu2`.
+    `memory` is what the probes of one run remember together, such as which card is `gpu2`; what `lasting` is
+    given goes on until the end of the run.
     """
 
     world: World
@@ -38,6 +40,7 @@ class Site:
     provenance: Provenance = "measured"
     before: object = None
     memory: dict[str, Any] = field(default_factory=dict)
+    lasting: ExitStack = field(default_factory=ExitStack)
 
     def measured(  # noqa: PLR0913 - the parts of a measurement, all but two by name
         self,

@@ -19,6 +19,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(gt=0, lt=10**7)]
 Real = Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]
 Severity = Literal["required", "advisory"]
+INTERFACE = r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,14}$"
+"""Name of a network interface that can be no path and no option."""
 Capability = Literal["ecc", "row_remap", "p2p", "nvlink", "memory_temperature", "fp8", "retired_pages"]
 
 SHADER_OVERSHOOT = 1.25
@@ -164,11 +166,16 @@ class Line(StrictModel):
 class DeviceFacts(StrictModel):
     """What a profile says of one device that is not a GPU.
 
-    `mount` is the scratch folder of a drive; `pcie_gen` and `pcie_width` are its link's.
+    `mount` is the scratch folder of a drive; `pcie_gen` and `pcie_width` are its link's; `serial` and `model`
+    are of the drive that is meant, and a mount on another one is refused.
+    `interface` is a network's, `speed_mbps` the most that its port can do.
     """
 
     mount: str | None = None
-    interface: str | None = None
+    serial: str | None = None
+    model: str | None = None
+    interface: Annotated[str, Field(pattern=INTERFACE)] | None = None
+    speed_mbps: Whole | None = None
     pcie_gen: Annotated[int, Field(ge=1, le=6)] | None = None
     pcie_width: Annotated[int, Field(ge=1, le=16)] | None = None
 
@@ -223,6 +230,8 @@ class Profile(StrictModel):
         """Return the physical rate `name` on `device`, or None where nothing is known of it."""
         if name == "drive_link":
             return _drive_rate(self.device.get(device))
+        if name == "port":
+            return _port_rate(self.device.get(device))
         return self.card.rates().get(name) if self.card and name else None
 
 
@@ -231,6 +240,10 @@ def _drive_rate(facts: DeviceFacts | None) -> Rate | None:
         return None
     link = PCIE_GBS_PER_LANE[facts.pcie_gen] * facts.pcie_width * 1000
     return Rate(None, link, "MB/s")
+
+
+def _port_rate(facts: DeviceFacts | None) -> Rate | None:
+    return Rate(None, facts.speed_mbps, "Mb/s") if facts and facts.speed_mbps else None
 
 
 def gpu_devices(count: int) -> dict[Kind, tuple[str, ...]]:

@@ -18,6 +18,11 @@ LONGEST = "test_matrix_profiles.py"
 """Minutes of planted faults: first, and each profile a group of its own."""
 
 
+def pytest_configure(config):
+    """Know the marker of tests that start a server of somebody else's."""
+    config.addinivalue_line("markers", "real_server: starts a real server, which CI must have installed")
+
+
 def pytest_collection_modifyitems(config, items):
     """Let workers take whole files, which share what their fixtures made; of the longest, one profile at a time."""
     items.sort(key=lambda item: item.path.name != LONGEST)
@@ -64,6 +69,12 @@ def catalogue():
 def profile(catalogue):
     """The profile of the commissioned machine."""
     return load_profile("4x4090", catalogue, REPOSITORY)
+
+
+@pytest.fixture(scope="session")
+def items(catalogue, profile):
+    """How many (line, device) pairs the profile of the commissioned machine has."""
+    return len(list(catalogue.expected(profile)))
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def test_a_run_cut_off_half_way_is_not_accepted(pytester):
         ("healthy,fault=host.exporter.down", "SIMULATED ACCEPTED WITH REMARKS", set()),
         ("healthy,fault=gpu0.xid:79@burn", "SIMULATED REJECTED", {"gpu.xid"}),
         ("healthy,fault=gpu1.lost@burn", "SIMULATED REJECTED", {"gpu.xid", "gpu.burn.errors"}),
-        ("healthy,fault=gpu2.missing@burn", "SIMULATED INCOMPLETE", {"gpu.combined.tflops"}),
+        ("healthy,fault=gpu2.missing@burn", "SIMULATED REJECTED", {"gpu.combined.tflops", "host.inventory.unchanged"}),
         ("healthy,fault=gpu2.pcie.width:8@burn", "SIMULATED REJECTED", {"gpu.burn.width"}),
         ("healthy,fault=cpu.burn.wrong:2@combined", "SIMULATED REJECTED", {"cpu.combined.errors"}),
         ("healthy,fault=gpu1.bitflip:2@>200C", "SIMULATED ACCEPTED WITH REMARKS", set()),
@@ -150,11 +150,11 @@ def test_a_fault_that_changed_nothing_is_said(pytester):
     assert "the planted fault gpu1.bitflip changed nothing in this run" in bundle.manifest["reasons"]
 
 
-def test_junit_says_simulated_beside_every_case(pytester):
+def test_junit_says_simulated_beside_every_case(pytester, items):
     """What a CI server shows of a simulated run carries the stamp."""
     sign_off(pytester, "--hw-sim", "--junitxml=cases.xml")
     cases = (pytester.path / "cases.xml").read_text().split("<testcase ")[1:]
-    assert len(cases) == 231
+    assert len(cases) == items
     assert all('name="gpuaccept.stamp" value="SIMULATED"' in case for case in cases)
 
 
@@ -182,14 +182,14 @@ def test_a_simulated_run_replayed_gives_the_same_verdicts_byte_for_byte(pytester
 
 
 @pytest.mark.parametrize("more", ["--hw-sim", "--hw-replay=recordings/case-study-2026-04-10", "--hw-go-on"])
-def test_live_simulated_and_replayed_collect_the_same_items(more, pytester, request):
+def test_live_simulated_and_replayed_collect_the_same_items(more, pytester, items):
     """The ids of the items follow from the profile alone."""
     options = ("--hw=4x4090", "--collect-only", "-q", "-p", "no:hypothesispytest")
     got = pytester.runpytest(ACCEPTANCE, *options, more).outlines
     plain = pytester.runpytest(ACCEPTANCE, *options).outlines
     ids = [[line for line in lines if "::" in line] for lines in (got, plain)]
     assert ids[0] == ids[1]
-    assert len(ids[0]) == 231
+    assert len(ids[0]) == items
 
 
 def test_a_page_says_what_a_fault_sets_who_sees_it_and_how_to_plant_it():

@@ -301,6 +301,7 @@ def test_wrong_words_found_before_a_load_died_still_count(profile):
     assert got["errors", "gpu1"].value > 0
     assert "unspecified launch failure" in got["errors", "gpu2"].reason
     assert "unspecified launch failure" in got["gather", "gpu1"].reason
+    assert "unspecified launch failure" in got["coverage", "gpu1"].reason
     assert got["errors", "gpu0"].value == 0
 
 
@@ -373,6 +374,7 @@ def test_a_whole_test_proves_that_nothing_was_wrong():
         (changed("pass", 0, seconds=5.0), "nothing was held"),
         (changed("pass", 4, pattern="another"), "no pass"),
         (changed("pass", 4, wrong=None), "no amount"),
+        (changed("rehearsal", clean=None), "no amount"),
         (changed("pass", 4, wrong=float("nan")), "no amount"),
         (changed("claimed", claimed=0), "covered"),
         (changed("claimed", free=10 * GIB, claimed=9 * GIB), "end what else uses the card"),
@@ -395,6 +397,49 @@ def test_a_card_that_was_idle_was_not_swept():
     assert "did not reach gpu0" in outcomes(healthy_records(), utilisation=0)["errors"].reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [({"bytes": GIB}, 5), ({"bytes": 0}, 0), ({"bytes": 21 * GIB}, 95), ({"bytes": 0, "seconds": 0}, 0)],
+)
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_the_coverage_is_what_every_pattern_went_over(number, changes, value):
+    """What was claimed and left out by one pattern is not covered, and more than was claimed cannot be."""
+    assert outcomes(changed("pass", number, **changes))["coverage"].value == value
+
+
+def test_more_than_was_claimed_is_not_covered():
+    """Passes that say that they went over more than the load claimed do not cover it."""
+    more = [r | {"bytes": 20 * GIB} if r["kind"] == "pass" else r for r in healthy_records()]
+    assert outcomes(more)["coverage"].value == 95
+
+
+def test_later_rounds_do_not_make_up_for_one_that_left_words_out():
+    """Of the passes of a pattern, too, the one over the least words counts."""
+    records = healthy_records()
+    again = [dict(r) for r in records if r.get("pattern") in load.ROUND]
+    changed_one = next(r for r in records if r.get("pattern") == "zeros")
+    changed_one["bytes"] = 10 * GIB
+    assert outcomes([*records[:-2], *again, *records[-2:]])["coverage"].value == 50
+
+
+@pytest.mark.parametrize(
+    ("records", "death", "why"),
+    [
+        (healthy_records(), "it died", "it died"),
+        (healthy_records()[:-1], "", "kind 'end'"),
+        (healthy_records()[:2], "", "kind 'end'"),
+        (healthy_records()[:2], "it died", "it died"),
+        ([*healthy_records()[:3], {"kind": "end"}], "", "no pass 'fade'"),
+        (changed("pass", 4, pattern="another"), "", "no pass 'ones'"),
+        (changed("pass", 4, seconds=0), "", "nothing was read"),
+        (changed("pass", 4, bytes=None), "", "no amount"),
+    ],
+)
+def test_memory_that_was_claimed_and_not_tested_is_not_covered(records, death, why):
+    """A load that died, or left a pattern out, covered nobody knows what: what it claimed proves no test."""
+    assert why in outcomes(records, death=death)["coverage"].reason
+
+
 def test_another_program_that_holds_the_memory_makes_the_coverage_none():
     """95 % of little is not 95 % of the card."""
     assert "nvidia-smi" in outcomes(healthy_records(), total=40 * GIB)["coverage"].reason
@@ -405,6 +450,18 @@ def test_wrong_words_are_counted_even_without_an_end(records):
     """What was found wrong stays wrong, whatever else is missing, the rehearsal's untouched words included."""
     outcome = outcomes([r for r in records if r["kind"] != "end"], utilisation=0, death="it died")["errors"]
     assert outcome.value == 3
+
+
+@pytest.mark.parametrize(("kind", "key"), [("pass", "wrong"), ("rehearsal", "clean")])
+@pytest.mark.parametrize("value", [None, "x", -1, float("nan")])
+def test_a_garbled_record_does_not_hide_wrong_words_of_another(kind, key, value):
+    """The words that were found wrong are counted, and the note says that there may be more."""
+    records = changed("pass", 5, wrong=3, bits={"7": 3}, words=[[5, "0x80"]])
+    next(record for record in records if record["kind"] == kind)[key] = value
+    outcome = outcomes(records)["errors"]
+    assert (outcome.value, outcome.proof) == (3, None)
+    assert outcome.note.startswith("in 55; bits 7 most")
+    assert outcome.note.endswith("which is no amount")
 
 
 def test_a_gather_of_wrong_words_has_no_rate():
@@ -430,8 +487,9 @@ RECORD = st.fixed_dictionaries(
 @settings(database=None, max_examples=200, deadline=None)
 def test_whatever_a_load_writes_never_passes(records):
     """Records that are not a whole test give wrong words or a reason, never a proven zero and never a traceback."""
-    outcome = outcomes(records)["errors"]
-    assert isinstance(outcome, NotMeasured) or outcome.value > 0
+    got = outcomes(records)
+    assert isinstance(got["errors"], NotMeasured) or got["errors"].value > 0
+    assert isinstance(got["coverage"], NotMeasured)
 
 
 def test_a_tested_record_is_the_only_one_of_its_kind():

@@ -432,6 +432,43 @@ def test_a_hang_voids_what_was_right_and_not_what_was_wrong(profile, monkeypatch
     assert outcome.note.endswith("; then it hangs")
 
 
+FOUND = {"elements": REHEARSED.m * REHEARSED.n, "wrong": 1, "element": [REHEARSED.m - 1, REHEARSED.n - 1]}
+
+
+def proven(*answers, asked=FEW, stopped="", death=""):
+    """Return the proof of an examiner that asked so many questions, its load answering the rehearsal."""
+    done = examiner(*answers)
+    done.asked, done.stopped, done.load.ended = asked, stopped, bool(death)
+    done.load.finish = lambda timeout: done.load.stop() if death else []
+    return numerics._proof(done, FEW)
+
+
+def test_a_rehearsed_value_and_a_rehearsed_nan_are_the_proof():
+    """Each is one wrong element, in the corner where it was put; the refusals here start from these."""
+    assert proven(FOUND, FOUND).endswith("a wrong element and a NaN were found in rehearsal")
+
+
+@pytest.mark.parametrize("change", [{"wrong": 0}, {"wrong": 2}, {"element": [0, 0]}, {"element": None}])
+@pytest.mark.parametrize(("place", "spoil"), [(0, "value"), (1, "nan")])
+def test_a_comparison_that_finds_something_else_was_not_rehearsed(change, place, spoil):
+    """More wrong elements than were planted, or one elsewhere, are not the planted one."""
+    answers = [FOUND, FOUND]
+    answers[place] = {**FOUND, **change}
+    with pytest.raises(Unmeasurable, match=f"did not find its rehearsed error .{spoil}."):
+        proven(*answers)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [({"stopped": "it hangs"}, "it hangs"), ({"asked": FEW - 1}, "24 of 25 examples were asked"),
+     ({"death": "x"}, "SIGSEGV")],
+)  # fmt: skip
+def test_products_that_were_not_all_answered_prove_nothing(how, reason):
+    """The last question without an answer, a question too few and a load that dies at its end: no proof."""
+    with pytest.raises(Unmeasurable, match=reason):
+        proven(FOUND, FOUND, **how)
+
+
 def test_the_rehearsal_is_of_an_odd_shape():
     """What is rehearsed is what the questions are about: no edge is a multiple of eight."""
     assert all(edge % 8 for edge in REHEARSED[:3])

@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from pytest_gpuaccept.bundle import read_bundle
+from pytest_gpuaccept.session import _interpreter
 
 SUITE = """
 import pytest
@@ -519,3 +520,120 @@ def test_losing_the_terminal_does_not_stop_the_run(lab, pytester):
     assert process.wait(timeout=30) == 0
     assert decision(pytester) == "ACCEPTED"
     assert "ACCEPTED  report:" in (pytester.path / "ev" / "terminal.log").read_text()
+
+
+# the delivered interpreter, hidden GPUs, time ---------------------------------------------------------------
+
+TELLS = "__import__('pathlib').Path('python').write_text(str(site.world.python))"
+
+
+@pytest.mark.parametrize("word", ["no/such/python", "no-such-python", "test_lab.py", "./test_lab.py", ""])
+def test_a_delivered_interpreter_that_cannot_be_run_is_bad_input(word, lab, pytester):
+    """A path that is not there, an unknown word and a file that is no program end the run before it begins."""
+    result = lab(SUITE, f"--hw-python={word}")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"*--hw-python: {word} is no program that can be run; give the path of a Python*"])
+    assert not (pytester.path / "ev").exists()
+
+
+def test_without_a_word_the_delivered_interpreter_is_this_one(lab, pytester):
+    """The loads run where the suite runs."""
+    lab(body=TELLS)
+    assert (pytester.path / "python").read_text() == sys.executable
+
+
+@pytest.mark.parametrize("word", ["venv/bin/python", "./venv/bin/python", "{}/venv/bin/python", "delivered"])
+def test_a_delivered_interpreter_is_taken_as_it_was_named(word, lab, pytester, monkeypatch):
+    """A relative path counts from where pytest was called; a venv's link is kept, for its target has no torch."""
+    place = pytester.mkdir("venv").joinpath("bin")
+    place.mkdir()
+    for name in ("python", "delivered"):
+        (place / name).symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    assert lab(SUITE, f"--hw-python={word.format(pytester.path)}", body=TELLS).ret == 0
+    assert (pytester.path / "python").read_text() == str(place / word.rpartition("/")[2])
+
+
+def test_a_relative_interpreter_counts_from_where_pytest_was_called(tmp_path, monkeypatch):
+    """Whoever has changed the folder since has not changed what was meant."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir("/")
+    assert _interpreter("bin/python", tmp_path) == str(tmp_path / "bin" / "python")
+
+
+def remarks(pytester):
+    """Return the remarks of the evidence."""
+    records = map(json.loads, (pytester.path / "ev" / "evidence.jsonl").read_text().splitlines())
+    return [record["reason"] for record in records if record["k"] == "remark"]
+
+
+FLOORS = """
+[line."gpu.gemm.efficiency"]
+min = 0.55
+unit = "ratio"
+source = "s"
+[line."gpu.copy.device"]
+min_fraction = 0.65
+unit = "GB/s"
+source = "s"
+"""
+"""What a profile of GPUs must have."""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "said"), [(1, "3", True), (1, "", True), (1, None, False), (0, "3", False)]
+)
+def test_gpus_that_the_shell_hides_are_a_remark(gpus, visible, said, lab, pytester, monkeypatch):
+    """The loads do not heed it and the engines would: who reads the decision is told, where there are GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    profile = lab(run=False).path / "thresholds" / "lab.toml"
+    if gpus:
+        profile.write_text(f'card = "rtx4090"\ngpus = {gpus}\n{profile.read_text()}{FLOORS}')
+    pytester.runpytest("--hw=lab", "--hw-evidence=ev")
+    heeded = "loads do not heed it, engines started from this shell do: unset it"
+    about = [remark for remark in remarks(pytester) if "CUDA_VISIBLE_DEVICES" in remark]
+    assert about == [f"CUDA_VISIBLE_DEVICES={visible} is set: {heeded}"] * said
+
+
+TIMED = """
+import pathlib
+import pytest
+
+def told(request):
+    marker = request.node.get_closest_marker("timeout")
+    pathlib.Path(request.node.originalname).write_text(str(marker.args[0] if marker else None))
+
+@pytest.mark.spec("lab.volts")
+def test_volts(host, accept, request):
+    told(request)
+    accept(host.probe("lab.meter"))
+
+@pytest.mark.timeout(70)
+class TestTimed:
+    @pytest.mark.spec("lab.errors")
+    def test_errors(self, host, accept, request):
+        told(request)
+        accept(host.probe("lab.meter"))
+
+def test_plain(request):
+    told(request)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "volts", "errors"),
+    [
+        (["-o", "timeout=60"], "14400", "70"),
+        ([], "14400", "70"),
+        (["--timeout=50"], "None", "70"),
+        (["-p", "no:timeout", "-W", "ignore::pytest.PytestUnknownMarkWarning"], "None", "70"),
+    ],
+)
+def test_an_item_has_time_for_a_soak_unless_somebody_says_otherwise(options, volts, errors, lab, pytester):
+    """A suite's default is for tests of code; a marker, also of a class, and the command line are the user's word."""
+    lab(TIMED, *options)
+    given = [(pytester.path / name).read_text() for name in ("test_volts", "test_errors", "test_plain")]
+    assert given == [volts, errors, "None"]

@@ -1,17 +1,21 @@
 """The simulated machine's files, tools and servers have the real ones' formats and follow its parts."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cpu, events, gpu, host, storage
-from pytest_gpuaccept.sim import files, tools
+from pytest_gpuaccept.probes import aer, cpu, drive, drive_health, gpu, kernel_log, ports
+from pytest_gpuaccept.probes import inventory as probes
+from pytest_gpuaccept.sim import drive_files, files, monitoring, platform_files, tools, upkeep
 from pytest_gpuaccept.sim.machine import START, UPTIME_S, buses
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
+from pytest_gpuaccept.world import Completed
 
 PCI = "/sys/bus/pci/devices"
 OWN, PORT = buses(4)[1]
@@ -31,13 +35,13 @@ def machine(world):
 
 def inventory(world, profile):
     """Return what the host inventory reads, an absence as its reason."""
-    outcomes = host.inventory(Site(world, profile, "host", {}, lambda name, text: ""))
+    outcomes = probes.inventory(Site(world, profile, "host", {}, lambda name, text: ""))
     return {o.metric: o.value if isinstance(o, Measurement) else o.reason for o in outcomes}
 
 
 def test_the_inventory_of_a_healthy_machine_is_the_order(world, profile):
     """The real parsers read the parts' parameters out of the machine's files and udev."""
-    assert inventory(world, profile) == {
+    ordered = {
         "host.cpu.model": "AMD EPYC 7542 32-Core Processor",
         "host.cpu.cores": 32,
         "host.cpu.threads": 64,
@@ -51,7 +55,17 @@ def test_the_inventory_of_a_healthy_machine_is_the_order(world, profile):
         "host.os.release": "ubuntu 24.04",
         "host.kernel.release": "6.8.0-107-generic",
         "host.kernel.blindfolds": "none",
+        "host.kernel.newest": True,
+        "host.kernel.installed": True,
+        "host.secure_boot.consistent": True,
+        "host.memory.type": "DDR4",
+        "host.memory.ecc": True,
+        "host.memory.uniform": True,
+        "host.cpu.governor": "performance",
+        "gpu.driver.match": True,
     }
+    found = inventory(world, profile)
+    assert {metric: found[metric] for metric in ordered} == ordered
 
 
 @pytest.mark.parametrize(
@@ -64,7 +78,21 @@ def test_the_inventory_of_a_healthy_machine_is_the_order(world, profile):
         ("host", "board_name", "X 12", {"host.board.model": "ASRockRack X 12"}),
         ("host", "os_version", "22.04", {"host.os.release": "ubuntu 22.04"}),
         ("host", "kernel", "6.5.0", {"host.kernel.release": "6.5.0"}),
-        ("host", "cmdline", "ro pci=noaer", {"host.kernel.blindfolds": "pci=noaer"}),
+        (
+            "host",
+            "cmdline",
+            "ro pci=noaer",
+            {"host.kernel.blindfolds": "pci=noaer", "host.kernel.cmdline": "ro pci=noaer"},
+        ),
+        ("host", "secure_boot", "legacy", {}),
+        ("host", "driver_signed", False, {"host.secure_boot.consistent": False}),
+        ("host", "new_kernel", "6.8.0-110-generic", {"host.kernel.newest": False}),
+        ("host", "driver_on_disk", "580.65.06", {"gpu.driver.match": False}),
+        ("cpu", "odd_dimms", 1, {"host.memory.uniform": False}),
+        ("cpu", "ecc", False, {"host.memory.ecc": False}),
+        ("cpu", "saving_cpus", 1, {"host.cpu.governor": "mixed: performance 63, powersave 1"}),
+        ("cpu", "boost", False, {"host.cpu.boost": False}),
+        ("cpu", "numa_nodes", 4, {"host.numa.nodes": 4}),
     ],
 )
 def test_a_parameter_changes_its_own_readings(world, profile, part, parameter, value, changed):
@@ -119,13 +147,78 @@ def test_the_load_average_rises_with_a_burn(machine):
     assert 64 > one > five > fifteen > 0
 
 
-def test_a_drives_statistics_are_what_it_moved(world, machine, profile):
-    """Bytes moved are sectors in the statistics of the block device behind the drive's mount."""
+@pytest.fixture
+def behind(world, profile):
+    """Return the drive that the real probes find behind the commissioned machine's mount."""
+    [found] = drive.drives_of(Site(world, profile, "nvme0", {}, lambda name, text: "")).drives
+    return found
+
+
+def test_a_drives_statistics_are_what_it_moved(world, machine, behind):
+    """Bytes moved are sectors in the statistics of the block device behind the drive's mount, busy time is ms."""
     machine.moved["nvme0"]["read"], machine.moved["nvme0"]["write"] = 512 * 1000, 512 * 7
-    site = Site(world, profile, "nvme0", {}, lambda name, text: "")
-    block = f"/sys/dev/block/{world.disk(profile.device['nvme0'].mount).number}"
-    assert storage.moved_bytes(site, block, "read") == 512 * 1000
-    assert storage.moved_bytes(site, block, "write") == 512 * 7
+    machine.drive_busy_s["nvme0"] = 2.5
+    assert drive.counters(world, behind.block) == drive.Counters(512 * 1000, 512 * 7, 2500)
+
+
+def test_somebody_else_on_a_drive_shows_in_its_statistics(world, machine, behind):
+    """Foreign reads keep a drive busy and move bytes, as long as time passes."""
+    machine.drives["nvme0"].foreign_busy = 0.25
+    before = drive.counters(world, behind.block)
+    machine.advance(10)
+    after = drive.counters(world, behind.block)
+    assert after.busy_ms - before.busy_ms == pytest.approx(2500)
+    assert after.read - before.read == pytest.approx(2.5 * machine.drives["nvme0"].read_mbs * 1e6, rel=1e-3)
+    assert after.written == before.written
+
+
+def test_a_drive_gets_warm_while_it_works(world, machine, behind):
+    """The sensor follows the busy time towards the temperature under load; without a sensor there is none."""
+    assert drive.temperature(world, behind) == (38.0, 85.0)
+    machine.drive_busy_s["nvme0"] = 600.0
+    assert drive.temperature(world, behind)[0] == pytest.approx(61.0, abs=0.1)
+    machine.drives["nvme0"].critical_c = 0.0
+    assert drive.temperature(world, behind)[1] is None
+    machine.drives["nvme0"].sensor = False
+    with pytest.raises(Unmeasurable, match="modprobe nvme"):
+        drive.temperature(world, behind)
+
+
+def test_a_drive_says_who_it_is(world, machine, behind):
+    """Model, firmware and serial are the part's; a serial that is not stated follows from the seed."""
+    assert [drive.fact(world, behind, what) for what in ("model", "firmware")] == ["Simulated NVMe 2TB", "SIM1.0"]
+    assert re.fullmatch(r"SIM\d{10}", drive.fact(world, behind, "serial"))
+    machine.drives["nvme0"].serial = "S7"
+    assert drive.fact(world, behind, "serial") == "S7"
+
+
+@pytest.mark.parametrize(("gen", "width"), [(4, 4), (3, 2), (5, 4)])
+def test_a_drives_link_is_the_parts(world, machine, behind, gen, width):
+    """Speed and width stand in the kernel's words, which the real parser reads."""
+    machine.drives["nvme0"].pcie_gen, machine.drives["nvme0"].pcie_width = gen, width
+    assert list(drive.link(world, behind)) == [gen, width]
+
+
+def test_both_tools_tell_of_one_log(world, machine, behind):
+    """nvme-cli in kelvin and smartctl in Celsius give one reading, but for what smartctl hides."""
+    part = machine.drives["nvme0"]
+    part.media_errors, part.critical_warning, part.used, part.hours, part.spare = 2, 4, 3, 99, 80
+    machine.drive_busy_s["nvme0"], part.throttled, part.power_losses = 5.0, 6, 1
+    first = drive_health.read(world, behind)
+    status, out, _ = drive_files.smartctl(machine, ["smartctl", "--json", "-a", "/dev/nvme0"])
+    second = drive_health.parse_smartctl(Completed((), status, out, "", 0.0))
+    assert (first.media_errors, first.critical_warning, first.used, first.hours, first.spare) == (2, 4, 3, 99, 80)
+    assert (first.throttled, first.unsafe_shutdowns, status) == (6, 3, 8)
+    assert dataclasses.replace(second, tool="nvme", throttled=6) == first
+
+
+def test_a_log_that_takes_root_is_refused_by_both_tools(world, machine, behind):
+    """Each says so in its own words, and the remedy is named."""
+    machine.drives["nvme0"].log_readable = False
+    with pytest.raises(
+        Unmeasurable, match=r"nvme: failed to open /dev/nvme0: Permission denied: .*root.*; smartctl: .*root"
+    ):
+        drive_health.read(world, behind)
 
 
 def test_a_drive_that_is_not_there_has_no_controller(machine):
@@ -180,7 +273,7 @@ def test_errors_are_counted_by_the_partner_that_sees_them(machine, side, other):
     part.p.aer_side, part.corrected, part.uncorrected = side, 7.9, 2
     counting = {"gpu": OWN, "port": PORT}[side]
     totals = {
-        (address, file): events.parse_aer(files.text(machine, f"{PCI}/{address}/{file}"))["TOTAL"]
+        (address, file): aer.parse_aer(files.text(machine, f"{PCI}/{address}/{file}"))["TOTAL"]
         for address in (OWN, PORT)
         for file in ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal")
     }
@@ -193,7 +286,7 @@ def test_counters_that_are_hidden_or_not_fed_show_nothing(machine):
     """Hidden counters are no files; where firmware keeps AER to itself they are files that stay at zero."""
     machine.gpus[1].corrected = 7.0
     machine.host.aer_armed = False
-    assert events.parse_aer(files.text(machine, f"{PCI}/{OWN}/aer_dev_correctable"))["TOTAL"] == 0
+    assert aer.parse_aer(files.text(machine, f"{PCI}/{OWN}/aer_dev_correctable"))["TOTAL"] == 0
     machine.gpus[1].p.aer_counters = False
     assert files.text(machine, f"{PCI}/{OWN}/aer_dev_correctable") is None
 
@@ -204,7 +297,7 @@ def test_a_network_interface_counts_its_carrier_changes(machine):
     before = int(files.text(machine, f"/sys/class/net/{name}/carrier_changes"))
     machine.flapped["nic0"] = 3
     assert int(files.text(machine, f"/sys/class/net/{name}/carrier_changes")) == before + 6
-    assert events.default_interface(files.text(machine, "/proc/net/route").strip()) == name
+    assert ports.default_interface(files.text(machine, "/proc/net/route").strip()) == name
     machine.nics["nic0"].readable = False
     assert files.names(machine, f"/sys/class/net/{name}") is None
 
@@ -227,7 +320,7 @@ def test_the_journal_is_one_json_object_a_line(machine):
     """Records carry boot, time since boot, priority and the PCI device as the real journal's do."""
     machine.advance(2)
     machine.say("nvidia 0000:41:00.0: x", priority=4, device=OWN)
-    status, out, err = tools.journalctl(machine, events.JOURNAL)
+    status, out, err = tools.journalctl(machine, (*kernel_log.JOURNAL, *kernel_log.KERNEL))
     records = [json.loads(line) for line in out.splitlines()]
     assert (status, err) == (0, "")
     assert records[0]["MESSAGE"].startswith("Linux version ")
@@ -240,12 +333,12 @@ def test_the_journal_is_one_json_object_a_line(machine):
 def test_a_journal_that_may_not_be_read_is_silent(machine):
     """journalctl without permission prints nothing and ends with 0."""
     machine.host.log_readable = False
-    assert tools.journalctl(machine, events.JOURNAL) == (0, "", "")
+    assert tools.journalctl(machine, (*kernel_log.JOURNAL, *kernel_log.KERNEL)) == (0, "", "")
 
 
 def test_udev_knows_no_other_device(machine):
     """Anything but the DMI device is refused in udevadm's words."""
-    status, out, err = tools.udevadm(machine, ["udevadm", "info", "-p", "/sys/block/sda"])
+    status, out, err = platform_files.udevadm(machine, ["udevadm", "info", "-p", "/sys/block/sda"])
     assert (status, out) == (1, "")
     assert "No such device" in err
 
@@ -261,16 +354,16 @@ def test_the_volume_group_has_the_free_share(machine, share):
 
 def storage_group(machine):
     """Return size and free bytes of the volume group as vgs prints them."""
-    (group,) = json.loads(tools.vgs(machine, ["vgs"])[1])["report"][0]["vg"]
+    (group,) = json.loads(upkeep.vgs(machine, ["vgs"])[1])["report"][0]["vg"]
     return int(group["vg_size"]), int(group["vg_free"])
 
 
 def test_scrapes_are_as_old_as_prometheus_is_stale(machine):
     """The last scrape moves with the machine's time, and lies an hour back when Prometheus has stopped."""
     machine.advance(100)
-    fresh = json.loads(tools.http(machine, "http://127.0.0.1:9090/api/v1/targets"))["data"]["activeTargets"]
+    fresh = json.loads(monitoring.answer(machine, "http://127.0.0.1:9090/api/v1/targets").body)["data"]["activeTargets"]
     machine.host.prometheus = "stale"
-    stale = json.loads(tools.http(machine, "http://127.0.0.1:9090/api/v1/targets"))["data"]["activeTargets"]
+    stale = json.loads(monitoring.answer(machine, "http://127.0.0.1:9090/api/v1/targets").body)["data"]["activeTargets"]
     assert fresh[0]["lastScrape"].startswith("2026-01-01T08:01:33")
     assert stale[0]["lastScrape"] < f"{START:%Y-%m-%dT%H:%M:%S}"
 
@@ -278,7 +371,7 @@ def test_scrapes_are_as_old_as_prometheus_is_stale(machine):
 def test_the_exporter_shows_the_moments_temperature(machine):
     """Each card that answers has its temperature; one that is lost or missing has none."""
     machine.gpus[0].temperature, machine.gpus[1].p.lost, machine.gpus[2].p.present = 66.4, True, False
-    lines = tools.http(machine, "http://127.0.0.1:9400/metrics").splitlines()
+    lines = monitoring.answer(machine, "http://127.0.0.1:9400/metrics").body.splitlines()
     temperatures = [line for line in lines if line.startswith("DCGM_FI_DEV_GPU_TEMP{")]
     assert len(temperatures) == 2
     assert temperatures[0].endswith(" 66")
@@ -288,6 +381,6 @@ def test_the_exporter_shows_the_moments_temperature(machine):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9999/", "http://127.0.0.1:3000/login", "http://127.0.0.1/metrics"])
 def test_nothing_answers_elsewhere(world, url):
     """Other ports and paths are refused."""
-    assert tools.http(world.machine, url) is None
+    assert monitoring.answer(world.machine, url) is None
     with pytest.raises(Unmeasurable, match="does not answer"):
         world.http(url, timeout=1)
