@@ -5,7 +5,7 @@ that hold it. Everything is worked out of the model when it is read; keeps no st
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pytest_gpuaccept.sim.machine import Machine
@@ -57,16 +57,26 @@ def quota(machine: Machine) -> str:
     return f"{f'{cpus * PERIOD_US}' if cpus else 'max'} {PERIOD_US}"
 
 
-def workers(machine: Machine, _real: str) -> dict[str, Text]:
+def workers(machine: Machine, real: str) -> dict[str, Text]:
     """Return the processes of stress-ng that hold memory: the first, one for each instance, and its child."""
     if not machine.held:
         return {}
-    lines = {STRESS: ("stress-ng", OURS, SMALL_KIB)}
-    for n, size in enumerate(machine.held):
-        parent = STRESS + 1 + 2 * n
-        lines[parent] = ("stress-ng-vm", STRESS, SMALL_KIB)
-        lines[parent + 1] = ("stress-ng-vm", parent, SMALL_KIB + size // 1024)
-    return {f"/proc/{pid}/status": partial(_process, name, pid, *rest) for pid, (name, *rest) in lines.items()}
+    own = re.fullmatch(r"/proc/([0-9]{1,9})/status", real)
+    pids = [int(own[1])] if own else range(STRESS, STRESS + 1 + 2 * len(machine.held))
+    return {f"/proc/{pid}/status": partial(_worker, machine.held, pid) for pid in pids if _is_worker(machine, pid)}
+
+
+def _is_worker(machine: Machine, pid: int) -> bool:
+    return STRESS <= pid <= STRESS + 2 * len(machine.held)
+
+
+def _worker(held: Sequence[int], pid: int) -> str:
+    """Return the state of stress-ng's first process, or in turn of an instance and its child, which has the memory."""
+    instance, child = divmod(pid - STRESS - 1, 2)
+    if pid == STRESS:
+        return _process("stress-ng", pid, OURS, SMALL_KIB)
+    holds = held[instance] // 1024 if child else 0
+    return _process("stress-ng-vm", pid, pid - 1 if child else STRESS, SMALL_KIB + holds)
 
 
 def _process(name: str, pid: int, parent: int, rss_kib: int) -> str:

@@ -8,6 +8,7 @@ import math
 import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 
 from pytest_gpuaccept.sim import (
@@ -68,7 +69,7 @@ def names(machine: Machine, path: str) -> list[str] | None:
     """Return the names in a folder, sorted; None when there is no such folder."""
     folder = f"{_real(machine, path)}/"
     paths = {single for single, line in SYSTEM.items() if single.startswith(folder) and line(machine) is not None}
-    paths |= {link for link in _links(machine) if link.startswith(folder)}
+    paths |= {link for address in _tree(_places(machine)).links if (link := f"{PCI}/{address}").startswith(folder)}
     for prefix, provide in PROVIDERS:
         if prefix.startswith(folder) or folder.startswith(prefix):
             paths |= {file for file in provide(machine, "") if file.startswith(folder)}
@@ -88,24 +89,34 @@ def online(machine: Machine) -> int:
 
 def _real(machine: Machine, path: str) -> str:
     """Return the path with its link and then its `..` resolved, as the kernel would."""
-    for link, target in _links(machine).items() if path.startswith(PCI) else ():
-        if path == link or path.startswith(f"{link}/"):
-            path = target + path.removeprefix(link)
+    if path.startswith(f"{PCI}/"):
+        address, slash, rest = path[len(PCI) + 1 :].partition("/")
+        target = _tree(_places(machine)).links.get(address)
+        path = f"{target}{slash}{rest}" if target else path
     return posixpath.normpath(path)
 
 
-def _links(machine: Machine) -> Mapping[str, str]:
-    """Return the PCI devices, each a link into the tree in which a device lies in its port's folder."""
-    return _tree(tuple((gpu.address, gpu.port) for gpu in _slots(machine)))
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The PCI devices: by address the folder, in that of the port; by folder the number of the GPU and its side."""
+
+    links: Mapping[str, str]
+    sides: Mapping[str, tuple[int, str]]
+
+
+def _places(machine: Machine) -> tuple[tuple[str, str], ...]:
+    return tuple((gpu.address, gpu.port) for gpu in _slots(machine))
 
 
 @cache
-def _tree(places: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    links = {}
-    for own, port in places:
-        links[f"{PCI}/{port}"] = f"/sys/devices/pci{port[:7]}/{port}"
-        links[f"{PCI}/{own}"] = f"/sys/devices/pci{port[:7]}/{port}/{own}"
-    return links
+def _tree(places: tuple[tuple[str, str], ...]) -> Tree:
+    ports = {port: f"/sys/devices/pci{port[:7]}/{port}" for _, port in places}
+    links = ports | {own: f"{ports[port]}/{own}" for own, port in places}
+    sides = {links[address]: (n, side) for n, of in enumerate(places) for address, side in zip(of, SIDES, strict=True)}
+    return Tree(links, sides)
+
+
+SIDES = ("gpu", "port")
 
 
 def _slots(machine: Machine) -> list[GpuState]:
@@ -114,14 +125,13 @@ def _slots(machine: Machine) -> list[GpuState]:
 
 def _devices(machine: Machine, real: str) -> dict[str, Text]:
     """Return the files of the GPU or of the port in whose folder a path lies; of all for ''."""
-    links, near = _links(machine), posixpath.dirname(real)
-    return {
-        path: write
-        for gpu in _slots(machine)
-        for side, address in (("gpu", gpu.address), ("port", gpu.port))
-        if not real or near == links[f"{PCI}/{address}"]
-        for path, write in _side(machine, gpu, side, links[f"{PCI}/{address}"]).items()
-    }
+    sides, slots, near = _tree(_places(machine)).sides, _slots(machine), posixpath.dirname(real)
+    wanted = sides if not real else [near] if near in sides else []
+    files: dict[str, Text] = {}
+    for folder in wanted:
+        number, side = sides[folder]
+        files |= _side(machine, slots[number], side, folder)
+    return files
 
 
 def _processes(machine: Machine, _real: str) -> dict[str, Text]:

@@ -123,15 +123,15 @@ def groups(machine: Machine, _real: str) -> Mapping[str, Text]:
     return {f"/sys/kernel/iommu_groups/{gpu.index}/type": lambda: "DMA-FQ\n" for gpu in machine.gpus}
 
 
-def devices(machine: Machine, _real: str) -> Mapping[str, Text]:
+def devices(machine: Machine, real: str) -> Mapping[str, Text]:
     """Return the node and the power saving of every GPU's device."""
-    files: dict[str, Text] = {}
-    for gpu in machine.gpus:
-        if gpu.p.present:
-            folder = f"/sys/devices/pci{gpu.port[:7]}/{gpu.port}/{gpu.address}"
-            files[f"{folder}/numa_node"] = lambda: "0\n"
-            files |= {f"{folder}/link/{state}": lambda: "0\n" for state in ("l0s_aspm", "l1_aspm")}
-    return files
+    if real and not real.endswith(DEVICE_FILES):
+        return {}
+    folders = [f"/sys/devices/pci{g.port[:7]}/{g.port}/{g.address}" for g in machine.gpus if g.p.present]
+    return {f"{folder}{file}": lambda: "0\n" for folder in folders for file in DEVICE_FILES}
+
+
+DEVICE_FILES = ("/numa_node", "/link/l0s_aspm", "/link/l1_aspm")
 
 
 FILES: dict[str, Callable[[Machine], str | None]] = {
