@@ -72,6 +72,12 @@ def test_host_events(host, accept):
     accept(host.events())
 
 
+@pytest.mark.spec("host.pcie_errors.*")
+def test_device_errors(host, accept):
+    """No drive, network, controller or bridge had a PCIe error."""
+    accept(host.pcie_errors())
+
+
 @pytest.mark.spec("nic.flaps", "nic.unchanged", "nic.speed", "nic.errors")
 def test_nic(nic, accept):
     """No network link went down, changed or damaged frames during the run."""

@@ -45,6 +45,7 @@ class Manifest(BaseModel):
     origin: Origin = Origin()
     chain: dict[str, Any] = {}
     cuts: list[dict[str, Any]] = []
+    heard: list[str] = []
     reasons: list[str] = []
     expired_waivers: list[dict[str, str]] = []
 

@@ -99,15 +99,15 @@ def fingerprint(world: World | None) -> dict[str, str]:
     return facts
 
 
-def unfinished(root: Path, name: str, mode: str, host: Mapping[str, str]) -> list[Path]:
-    """Return the bundles below `root` of runs of a profile on this machine that nobody finished, the newest first.
+def unfinished(roots: Iterable[Path], name: str, mode: str, host: Mapping[str, str]) -> list[Path]:
+    """Return the bundles below `roots` of runs of a profile on this machine that nobody finished, the newest first.
 
-    One that still runs is none of them, nor one that another run took over.
+    One that still runs is none of them, nor one that another run took over, or whose reset a finished one counts.
     """
     if not _is_machine(host["machine_id"]):
         return []
     known: dict[Path, Record] = {}
-    for file in root.glob("*/manifest.json"):
+    for file in (file for root in dict.fromkeys(roots) for file in root.glob("*/manifest.json")):
         with suppress(InputError):
             known[file.parent] = read_manifest(file.parent)
     ours = {
@@ -118,12 +118,22 @@ def unfinished(root: Path, name: str, mode: str, host: Mapping[str, str]) -> lis
     }
     stands = {folder for folder, m in ours.items() if not m.get("cuts") or _took_over(folder)}
     followed = {ours[folder]["origin"].get("folder") for folder in stands if ours[folder].get("cuts")}
+    followed |= {heard for manifest in ours.values() if manifest.get("decision") for heard in manifest.get("heard", [])}
     left = [
         folder
         for folder in stands
         if ours[folder].get("decision") is None and folder.name not in followed and not is_being_written(folder)
     ]
     return sorted(left, key=lambda folder: str(ours[folder].get("started")), reverse=True)
+
+
+def resets_of(folders: Iterable[Path], boot: str) -> tuple[Cut, ...]:
+    """Return how those of these runs ended that a restart of the machine cut off; one that cannot be read is none."""
+    cuts = []
+    for folder in folders:
+        with suppress(InputError, KeyError):
+            cuts.append(_cut(read_bundle(folder), boot))
+    return tuple(cut for cut in cuts if cut.how == "reset")
 
 
 def _took_over(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.evidence import Record, Writer, write_whole
 from pytest_gpuaccept.measurement import NotMeasured, Outcome, Provenance
 from pytest_gpuaccept.probe import Catalogue
+from pytest_gpuaccept.probes.resets import CUTS, Cut
 from pytest_gpuaccept.profile import Profile, Waiver
 from pytest_gpuaccept.report import render_html
 from pytest_gpuaccept.resume import Resumption, fingerprint
@@ -47,7 +48,8 @@ class Source:
     """Where a run's values come from: a world, or a bundle recorded before.
 
     `scenario` names a simulated world; `remarks` says at the end what a reader must know of it; `resumption`
-    is the run that was cut off and that this one goes on with.
+    is the run that was cut off and that this one goes on with; `heard` are resets that cut off earlier runs on this
+    machine, which nobody went on with.
     """
 
     mode: Mode
@@ -56,6 +58,7 @@ class Source:
     scenario: str = ""
     remarks: Callable[[], Iterable[str]] = tuple
     resumption: Resumption | None = None
+    heard: tuple[Cut, ...] = ()
 
     def stamp(self) -> str:
         """Return the words that a decision carries when nothing was measured here and now."""
@@ -208,6 +211,8 @@ def start(
     run = Run(profile, catalogue, bench, clock, source, writer)
     if source.resumption:
         _take_over(run, source.resumption)
+    elif source.heard:
+        bench.memory[CUTS] = source.heard
     return run
 
 
@@ -254,6 +259,8 @@ def _manifest(profile: Profile, catalogue: Catalogue, source: Source) -> Record:
         manifest["origin"] = _origin(source.bundle)
     if source.resumption:
         manifest |= source.resumption.manifest()
+    elif source.heard:
+        manifest["heard"] = [cut.folder for cut in source.heard]
     if source.scenario:
         manifest["scenario"] = source.scenario
     return manifest

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_gpuaccept.bundle import read_bundle, read_manifest
+from pytest_gpuaccept.bundle import read_bundle
 from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.evidence import row_verdict, verdict_row
 from pytest_gpuaccept.expansion import Expansion, is_without_line, spec_key
@@ -27,7 +27,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import PHASES, Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
 from pytest_gpuaccept.report import WORDS, summary_text
-from pytest_gpuaccept.resume import fingerprint, take, unfinished
+from pytest_gpuaccept.resume import fingerprint, resets_of, take, unfinished
 from pytest_gpuaccept.run import Run, Source, open_bundle, start
 from pytest_gpuaccept.verdict import Decision, Verdict, undecided
 from pytest_gpuaccept.world import LiveWorld, SystemClock
@@ -143,8 +143,8 @@ class Session:
         return replace(source, resumption=take(left[0], self.profile, self.catalogue, *how))
 
     def _unfinished(self, source: Source) -> list[Path]:
-        root = self.settings.folder / EVIDENCE_ROOT
-        return unfinished(root, self.profile.name, source.mode, fingerprint(source.world))
+        roots = [self.settings.folder / EVIDENCE_ROOT, *([self.folder.parent] if self.folder else [])]
+        return unfinished(roots, self.profile.name, source.mode, fingerprint(source.world))
 
     def _new_folder(self) -> Path:
         stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
@@ -205,6 +205,9 @@ class Session:
         if not self.settings.worker:
             self._take_signals()
         left = self._unfinished(self.source) if self.source.world and not self.source.resumption else []
+        if left:
+            heard = resets_of(left, fingerprint(self.source.world)["boot_id"])
+            self.source = replace(self.source, heard=heard)
         self.run = start(self.profile, self.catalogue, self.clock, self.source, self.folder)
         self.config.stash[RUN] = self.run
         if left:
@@ -236,10 +239,10 @@ class Session:
             run.note("remark", f"CUDA_VISIBLE_DEVICES={hidden} is set: {heeded}")
 
     def _tell_unfinished(self, run: Run, left: Path) -> None:
-        """Say that a run before this one was cut off: what it found is in none of this run's verdicts."""
-        boots = [read_manifest(left).get("host", {}).get("boot_id"), fingerprint(self.source.world)["boot_id"]]
-        since = ", and the machine was started anew since" if boots[0] != boots[1] else ""
-        place = left.relative_to(self.settings.folder)
+        """Say that a run before this one was cut off: of what it found only a reset is in this run's verdicts."""
+        reset = any(cut.folder == left.name for cut in self.source.heard)
+        since = " by a restart of the machine, which counts in this run" if reset else ""
+        place = os.path.relpath(left, self.settings.folder)
         what = f"a run of {self.profile.name} was cut off{since}: {place}; --hw-resume={place} goes on with it"
         self.write(f"gpuaccept: {what}")
         run.note("remark", what)

@@ -11,7 +11,23 @@ from tests.test_aer import CORRECTED_4X, CORRECTED_5X, CORRECTED_68
 GPU = "0000:c1:00.0"
 KNOWN = [
     ("mce: [Hardware Error]: Machine check events logged", ke.MACHINE_CHECK, ""),
-    ("[Hardware Error]: Corrected error, no action required.", ke.MACHINE_CHECK, ""),
+    ("[Hardware Error]: Corrected error, no action required.", ke.MENDED, ""),
+    ("RAS: Soft-offlining pfn: 0x1234", ke.MEMORY, ""),
+    ("timeout error, dev nvme0n1, sector 17 op 0x0:(READ)", ke.STORAGE, "nvme0n1"),
+    ("device offline error, dev sdb, sector 17", ke.STORAGE, "sdb"),
+    ("recoverable transport error, dev nvme0n1, sector 17 op 0x0:(READ)", ke.STORAGE, "nvme0n1"),
+    ("protection error, dev sdb, sector 17", ke.STORAGE, "sdb"),
+    ("sd 0:0:0:0: rejecting I/O to offline device", ke.STORAGE, ""),
+    ("nvme0n1: detected capacity change from 3907029168 to 0", ke.STORAGE, "nvme0"),
+    ("Aborting journal on device nvme0n1p1-8.", ke.FILES, "nvme0n1p1-8."),
+    ("JBD2: Detected IO errors while flushing file data on sda2-8", ke.FILES, ""),
+    ("BTRFS warning (device nvme0n1): checksum/csum failed root 5 ino 257", ke.FILES, "nvme0n1"),
+    ("XFS (nvme0n1): Metadata CRC error detected at xfs_agf_read_verify", ke.FILES, "nvme0n1"),
+    ("nvidia 0000:c1:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000c address=0xf0]", ke.IOMMU, GPU),
+    ("DMAR: [DMA Read NO_PASID] Request device [c1:00.0] fault addr 0xf0 [fault reason 0x06]", ke.IOMMU, ""),
+    ("pcieport 0000:c0:01.1: pciehp: Slot(5): Link Down", ke.UNPLUGGED, "0000:c0:01.1"),
+    ("NETDEV WATCHDOG: eno1 (ixgbe): transmit queue 3 timed out", ke.STALLED, "eno1"),
+    ("NVRM: GPU0 _kgspRpcRecvPoll: Heartbeat timed out", ke.DRIVER, ""),
     ("{1}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 0", ke.MACHINE_CHECK, ""),
     ("Uhhuh. NMI received for unknown reason 2d on CPU 0.", ke.MACHINE_CHECK, ""),
     ("Kernel panic - not syncing: Fatal exception", ke.CRASH, ""),
@@ -57,6 +73,11 @@ NOTHING = [
     "EDAC MC0: Giving out device to module skx_edac", "nvme nvme0: 32/0/0 default/read/poll queues", "",
     "ata1: SATA link up 6.0 Gbps (SStatus 133 SControl 300)", "NVRM: loading NVIDIA UNIX Open Kernel Module",
     "XFS (nvme0n1): Mounting V5 Filesystem", "Command line: BOOT_IMAGE=/vmlinuz panic=10 nmi_watchdog=1",
+    "EXT4-fs (sdb1): mounted filesystem with ordered data mode. Opts: errors=remount-ro. Quota mode: none.",
+    "EXT4-fs (sda1): error count since last fsck: 3", "I/O error, dev sr0, sector 0 op 0x0:(READ)",
+    "blk_update_request: I/O error, dev fd0, sector 0", "I/O error, dev loop3, sector 8",
+    "traps: gnome-shell[4711] general protection fault ip:7f12 sp:7ffe error:0 in libc.so.6",
+    "app[4711]: segfault at 0 ip 000055 sp 00007f error 4 in app", "journald: vacuuming done",
     "perf: interrupt took too long (2503 > 2500)", "ata2: SATA link down (SStatus 0 SControl 300)",
 ]  # fmt: skip
 
@@ -97,6 +118,21 @@ def test_a_detail_without_its_header_counts():
     assert found(CORRECTED_68[2]) == [(ke.CORRECTED, GPU)]
 
 
+def test_the_lines_of_one_hardware_error_are_one_event():
+    """A corrected error on seven lines is one corrected error; one of them that says worse makes it worse."""
+    lines = [
+        "mce: [Hardware Error]: Machine check events logged", "[Hardware Error]: Corrected error, no action required.",
+        "[Hardware Error]: CPU:0 (17:31:0) MC17_STATUS[-|CE|MiscV|AddrV|-|-|SyndV|CECC|-|-|-]: 0x9c2040000000011b",
+        "[Hardware Error]: Error Addr: 0x0000000100b0", "[Hardware Error]: cache level: L3/GEN",
+    ]  # fmt: skip
+    told = list(ke.events(Record(n * 1000, 4, line) for n, line in enumerate(lines)))
+    assert [event.kind for event in told] == [ke.MENDED]
+    worse = [*lines, "[Hardware Error]: event severity: fatal"]
+    assert [e.kind for e in ke.events(Record(n * 1000, 4, line) for n, line in enumerate(worse))] == [ke.MACHINE_CHECK]
+    apart = [Record(n * 2_000_000, 4, line) for n, line in enumerate(lines[1:3])]
+    assert [event.kind for event in ke.events(apart)] == [ke.MENDED, ke.MENDED]
+
+
 def test_novel_warnings_are_grouped_by_what_stays_the_same():
     """Warnings that are no known event count by kind: numbers and addresses do not make another one."""
     lines = [
@@ -109,6 +145,6 @@ def test_novel_warnings_are_grouped_by_what_stays_the_same():
 @given(st.lists(st.builds(Record, st.integers(0, 9), st.integers(0, 7), st.text(), st.text(max_size=3)), max_size=5))
 def test_any_messages_are_events_or_not(records):
     """Whatever a log says, it is answered; a known event in it is found."""
-    seen = list(ke.events([*records, Record(10, 3, KNOWN[0][0])]))
-    assert seen[-1].kind == ke.MACHINE_CHECK
+    seen = list(ke.events([*records, Record(10, 3, "INFO: task x:1 blocked for more than 122 seconds.")]))
+    assert ke.HUNG in {event.kind for event in seen}
     assert sum(ke.novel(records).values()) <= len(records)

@@ -57,14 +57,14 @@ def test_the_word_alone_is_no_xid(line):
     assert xid.of_gpu([line], GPU, ()) == xid.of_gpu([], GPU, ())
 
 
-@pytest.mark.parametrize("code", [106, 107, 154])
+@pytest.mark.parametrize("code", [45, 106, 107, 154])
 def test_a_note_is_told_and_not_counted(code):
     """Codes that say nothing of a defect are recorded only."""
     seen = xid.of_gpu([f"NVRM: Xid (PCI:0000:c1:00): {code}, x"], GPU, ())
     assert (seen.count, f"Xid {code} (note" in seen.note) == (0, True)
 
 
-@pytest.mark.parametrize("code", [8, 13, 31, 43, 45, 48, 62, 63, 74, 79, 92, 94, 109, 119, 140, 168, 172])
+@pytest.mark.parametrize("code", [8, 13, 31, 43, 48, 62, 63, 74, 79, 92, 94, 109, 119, 140, 168, 172])
 def test_what_a_fleet_may_ignore_counts_on_a_new_card(code):
     """Fatal and suspect codes count alike: the load is known to be good."""
     assert xid.known(code).kind in ("fatal", "suspect")

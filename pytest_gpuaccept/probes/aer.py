@@ -87,6 +87,29 @@ def hops(site: Site, address: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def links(site: Site, above: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return both ends of every link on the way from a device up to its root port, its own first.
+
+    The device's other functions stand beside it: some boards report the link's errors by them. What lies between two
+    ports of a switch is no link.
+    """
+    slot = above[0].rpartition(".")[0]
+    listed = attempt(lambda: site.world.names(PCI))
+    known = [] if isinstance(listed, Unmeasurable) else listed
+    others = [address for address in known if address.startswith(f"{slot}.") and address != above[0]]
+    counting = [a for a in others if not isinstance(attempt(partial(counts_of, site, a)), Unmeasurable)]
+    pairs = [tuple(above[n : n + 2]) for n in range(0, len(above), 2)]
+    return ((*pairs[0], *counting), *(pair for pair in pairs[1:] if len(pair) > 1))
+
+
+def counts_of(site: Site, address: str) -> dict[str, int]:
+    """Return how many errors of each severity a device has counted; raises Unmeasurable for one that counts none."""
+    return {
+        severity: sum(read_counters(site, address, file)["TOTAL"] for file in files)
+        for severity, files in COUNTERS.items()
+    }
+
+
 # counters --------------------------------------------------------------------------------------
 
 
@@ -161,12 +184,12 @@ def requester_address(reporter: str, requester: str) -> str:
 def deaf(site: Site, above: Sequence[str], severity: str, log: KernelLog | Unmeasurable) -> tuple[str, ...]:
     """Return why an error of a link might go unseen, each with its remedy; nothing when one would be seen.
 
-    `above` are the addresses from the device up to its root port: the device and the port above it must report,
-    the root port must be listened to.
+    `above` are the addresses from the device up to its root port: all of them must report, and the root port must
+    be listened to.
     """
     if len(above) < 2:  # noqa: PLR2004 - a link has two ends
         return (NO_PORT,)
-    told = [attempt(partial(_registers, site, partner, severity)) for partner in above[:2]]
+    told = [attempt(partial(_registers, site, partner, severity)) for partner in above]
     registers = [str(said) for said in told if said]
     return (*_options(site), *_service(site, above[-1], log), *registers)
 
@@ -193,7 +216,7 @@ def _granted(log: KernelLog | Unmeasurable) -> tuple[str, ...]:
     control = [record.message for record in log.records if "_OSC: OS now controls" in record.message]
     retained = any("_OSC: platform retains control" in record.message for record in log.records)
     if not control or retained or not all(re.search(r"[\[ ]AER\b", message) for message in control):
-        return (UNARMED if log.whole else CUT_LOG,)
+        return (UNARMED if log.whole else log.says(CUT_LOG),)
     return ()
 
 

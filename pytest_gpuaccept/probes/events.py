@@ -18,7 +18,7 @@ from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes import aer, xid
 from pytest_gpuaccept.probes.aer import COUNTERS, grown, logged_errors
 from pytest_gpuaccept.probes.cards import card
-from pytest_gpuaccept.probes.kernel_log import KernelLog, Record, new_records, read_log
+from pytest_gpuaccept.probes.kernel_log import KernelLog, Record, read_log, since_start
 from pytest_gpuaccept.probes.since import BOOT_ID, Seen, attempt, begun, check_same_boot
 from pytest_gpuaccept.probes.watch import HARMLESS, during, watching, worst_minute
 from pytest_gpuaccept.profile import Scalar
@@ -29,7 +29,7 @@ RATE = Metric(
 )
 UNCORRECTED = Metric("gpu.aer.uncorrected", "Uncorrected PCIe errors", "count", "gpu", none_seen=True)
 RAN_OUT = Metric("gpu.aer.replay_failed", "PCIe replays that ran out", "count", "gpu", none_seen=True)
-BEFORE = Metric("gpu.aer.since_boot", "PCIe errors between the start of the machine and of the run", "count", "gpu")
+BEFORE = Metric("gpu.aer.since_boot", "PCIe errors before the run, since the start", "count", "gpu", none_seen=True)
 REPLAYS_RATE = Metric("gpu.pcie.replay_rate", "PCIe replays per minute, by NVML", "1/min", "gpu")
 RECOVERIES = Metric("gpu.pcie.recoveries", "Times that the link was trained anew, by NVML", "count", "gpu")
 XID = Metric("gpu.xid", "NVIDIA Xid events", "count", "gpu", none_seen=True)
@@ -43,13 +43,15 @@ NO_OUTLIER = "none"
 class Reading:
     """One moment of a GPU's link: counts by (partner, file), NVML's, and the log, each or the reason why not.
 
-    `above` are the addresses from the GPU up to its root port; the log of a reading that is kept has no records.
+    `above` are the addresses from the GPU up to its root port, `links` the ends of each link between them; the log of
+    a reading that is kept has no records.
     """
 
     boot: str
     at_s: float
     uuid: str
     above: tuple[str, ...]
+    links: tuple[tuple[str, ...], ...]
     counters: Mapping[tuple[str, str], Mapping[str, int] | Unmeasurable]
     nvml: Mapping[str, int | Unmeasurable]
     log: KernelLog | Unmeasurable
@@ -64,21 +66,28 @@ class Reading:
         """The address of the port at the other end, '' where it is hidden."""
         return self.above[1] if len(self.above) > 1 else ""
 
+    @property
+    def partners(self) -> tuple[str, ...]:
+        """All ends of all links."""
+        return tuple(partner for link in self.links for partner in link)
+
 
 def gpu_start(site: Site) -> Reading:
     """Read a GPU's link at the start of the run; raises Unmeasurable when the GPU has no PCI address."""
     own = card(site, site.device)
-    return read_link(site, aer.hops(site, aer.normal_address(own.bus_id)), own.uuid)
+    above = aer.hops(site, aer.normal_address(own.bus_id))
+    return read_link(site, above, aer.links(site, above), own.uuid)
 
 
-def read_link(site: Site, above: tuple[str, ...], uuid: str) -> Reading:
-    """Read boot id, clock in s, the counters of both link partners, and where the kernel log ends."""
-    boot, partners = site.world.read(BOOT_ID), (above[0], above[1] if len(above) > 1 else "")
-    places = [(partner, file) for partner in partners for files in COUNTERS.values() for file in files]
+def read_link(site: Site, above: tuple[str, ...], links: tuple[tuple[str, ...], ...], uuid: str) -> Reading:
+    """Read boot id, clock in s, the counters of all ends of the links, and where the kernel log ends."""
+    ends = [partner for link in links for partner in link] + ([""] if len(above) == 1 else [])
+    places = [(partner, file) for partner in ends for files in COUNTERS.values() for file in files]
     counters = {place: attempt(partial(aer.read_counters, site, *place)) for place in places}
     log = attempt(partial(read_log, site))
     kept = log.forgotten if isinstance(log, KernelLog) else log
-    return Reading(boot, site.world.clock.monotonic(), uuid, above, counters, _nvml(site, uuid), kept)
+    now, boot = site.world.clock.monotonic(), site.world.read(BOOT_ID)
+    return Reading(boot, now, uuid, above, links, counters, _nvml(site, uuid), kept)
 
 
 def _nvml(site: Site, uuid: str) -> dict[str, int | Unmeasurable]:
@@ -91,15 +100,14 @@ def _nvml(site: Site, uuid: str) -> dict[str, int | Unmeasurable]:
 def gpu_events(site: Site) -> Iterator[Outcome]:
     """Yield what the GPU's link and the driver showed since the start of the run."""
     start = begun(site, Reading)
-    end = read_link(site, start.above, start.uuid)
+    end = read_link(site, start.above, start.links, start.uuid)
     check_same_boot(start.boot, end.boot)
+    fresh, lacking = since_start(site, start.log)
     log = attempt(partial(read_log, site))
-    fresh, lacking = new_records(start.log, log)
     raw = site.attach(f"kernel log since the start {site.device}", "\n".join(record.message for record in fresh))
     minutes = (end.at_s - start.at_s) / 60
     where: dict[str, Scalar] = {"address": start.address, "port": start.port, "minutes": round(minutes, 2), "raw": raw}
     yield from _pcie(site, start, end, fresh, log, where)
-    yield _since_boot(site, start)
     yield from _by_nvml(site, start, end, minutes)
     proof = "the kernel log was read from the first line of this boot, at both ends of the run"
     yield xid.of_gpu(_messages(fresh), start.address, lacking).outcome(site, XID, proof, where)
@@ -116,29 +124,33 @@ def _pcie(  # noqa: PLR0913, PLR0917 - both ends of a run, and what lies between
     site: Site, start: Reading, end: Reading, fresh: Sequence[Record], log: KernelLog | Unmeasurable,
     where: Mapping[str, Scalar],
 ) -> Iterator[Outcome]:  # fmt: skip
-    proof = f"AER is armed; the counters of {start.address} and {start.port} were read at both ends of the run"
+    proof = f"AER is armed; the counters of {' and '.join(start.partners)} were read at both ends of the run"
     deaf = {severity: aer.deaf(site, start.above, severity, log) for severity in COUNTERS}
     corrected = link_errors(start, end, "corrected", _messages(fresh), deaf["corrected"])
     said = {**where, **_direction(start, end), **_during(site, "corrected PCIe errors")}
     yield corrected.outcome(site, CORRECTED, proof, said)
     if (minutes := (end.at_s - start.at_s) / 60) > 0:
-        dense = worst(site, fresh, (start.address, start.port))
+        dense = worst(site, fresh, start.partners)
         yield corrected.outcome(site, RATE, proof, said, max(corrected.count / minutes, float(dense)))
     yield ran_out(start, end, deaf["corrected"]).outcome(site, RAN_OUT, proof, said)
+    yield _since_boot(site, start, deaf["corrected"])
     uncorrected = link_errors(start, end, "uncorrected", _messages(fresh), deaf["uncorrected"])
     yield uncorrected.outcome(site, UNCORRECTED, proof, {**where, **_during(site, "uncorrected PCIe errors")})
 
 
-def link_errors(start: Reading, end: Reading, severity: str, fresh: Iterable[str], unarmed: Sequence[str]) -> Seen:
-    """Count errors of one severity: the larger of both partners' counters and of the log's lines."""
-    counts, lacking, notes = [logged_errors(fresh, severity, (start.address, start.port))], list[str](), list[str]()
-    for partner in (start.address, start.port):
-        kinds, reasons = growth(start, end, severity, partner)
-        lacking += reasons
-        counts.append(kinds.pop("TOTAL", 0))
-        notes += [f"{partner}: {kind} {count}" for kind, count in kinds.items() if count]
-    lacking += () if any(counts) else unarmed
-    return Seen(max(counts), tuple(lacking), ", ".join(notes) or f"{counts[0]} in the kernel log")
+def link_errors(start: Reading, end: Reading, severity: str, fresh: Sequence[str], unarmed: Sequence[str]) -> Seen:
+    """Count errors of one severity: of each link the larger of its ends' counters and of the log's lines."""
+    total, lacking, notes = 0, list[str](), list[str]()
+    for link in start.links:
+        counts = [logged_errors(fresh, severity, link)]
+        for partner in (*link, *([""] if not start.port else [])):
+            kinds, reasons = growth(start, end, severity, partner)
+            lacking += reasons
+            counts.append(kinds.pop("TOTAL", 0))
+            notes += [f"{partner}: {kind} {count}" for kind, count in kinds.items() if count]
+        total += max(counts)
+    lacking += () if total else unarmed
+    return Seen(total, tuple(lacking), ", ".join(notes) or f"{total} in the kernel log")
 
 
 def growth(start: Reading, end: Reading, severity: str, partner: str) -> tuple[Counter[str], list[str]]:
@@ -153,21 +165,23 @@ def growth(start: Reading, end: Reading, severity: str, partner: str) -> tuple[C
 
 
 def ran_out(start: Reading, end: Reading, unarmed: Sequence[str]) -> Seen:
-    """Count what was sent again until nobody waited any longer: the larger of both partners' counts."""
-    parts = {partner: growth(start, end, "corrected", partner) for partner in (start.address, start.port)}
+    """Count what was sent again until nobody waited any longer, over all ends of all links."""
+    parts = {partner: growth(start, end, "corrected", partner) for partner in start.partners}
     counts = {partner: sum(kinds[kind] for kind in aer.RAN_OUT) for partner, (kinds, _) in parts.items()}
     lacking = [reason for _, reasons in parts.values() for reason in reasons] + list(unarmed)
     note = ", ".join(f"{partner}: {count}" for partner, count in counts.items() if count)
-    return Seen(max(counts.values()), tuple(lacking), note)
+    return Seen(sum(counts.values()), tuple(lacking), note)
 
 
 def _direction(start: Reading, end: Reading) -> dict[str, Scalar]:
-    """Return which direction of the link the errors speak of, and what each end counted of them."""
-    card_kinds, port_kinds = (growth(start, end, "corrected", partner)[0] for partner in (start.address, start.port))
+    """Return which direction of the card's own link the errors speak of, and what each end counted of them."""
+    cards, ports = Counter[str](), Counter[str]()
+    for partner in start.links[0]:
+        (ports if partner == start.port else cards).update(growth(start, end, "corrected", partner)[0])
     before, after = start.nvml.get(REPLAYS), end.nvml.get(REPLAYS)
     replays = after - before if isinstance(before, int) and isinstance(after, int) else 0
-    said = aer.direction(card_kinds, port_kinds, max(0, replays))
-    return {"direction": said, "card_counted": card_kinds["TOTAL"], "port_counted": port_kinds["TOTAL"]} if said else {}
+    said = aer.direction(cards, ports, max(0, replays))
+    return {"direction": said, "card_counted": cards["TOTAL"], "port_counted": ports["TOTAL"]} if said else {}
 
 
 def _during(site: Site, what: str) -> dict[str, Scalar]:
@@ -190,15 +204,17 @@ def worst(site: Site, fresh: Sequence[Record], partners: Sequence[str]) -> int:
     return max(logged, watched if isinstance(watched, int) else 0)
 
 
-def _since_boot(site: Site, start: Reading) -> Outcome:
+def _since_boot(site: Site, start: Reading, unarmed: Sequence[str]) -> Outcome:
     """Return what the counters held when the run began: nobody knows what ran then."""
-    counts = Counter[str]()
+    counts, lacking = Counter[str](), list(unarmed)
     for (partner, _), read in start.counters.items():
         if isinstance(read, Unmeasurable):
-            return NotMeasured(BEFORE.id, site.device, str(read))
-        counts[partner] += read["TOTAL"]
+            lacking.append(str(read))
+        else:
+            counts[partner] += read["TOTAL"]
     note = ", ".join(f"{partner}: {count}" for partner, count in counts.items() if count)
-    return site.measured(BEFORE, max(counts.values()), note=note)
+    proof = f"AER is armed; the counters of {', '.join(counts)} were read at the start of the run"
+    return Seen(max(counts.values(), default=0), tuple(lacking), note).outcome(site, BEFORE, proof, {})
 
 
 # NVML ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Fatal:
         self._above = {device: self._hops(own) for device, own in cards.items()}
         self._counts = {device: self._count(device) for device in self._above}
         log = attempt(self._log)
-        self._log_then = log.forgotten if isinstance(log, KernelLog) else log
+        self._then = log.forgotten if isinstance(log, KernelLog) else log
         self._due = site.world.clock.monotonic() + LOG_S
 
     def look(self) -> dict[str, str]:
@@ -39,7 +39,9 @@ class Fatal:
                 found[device] = f"stopped: the PCIe link of {device} had a fatal error"
         if self._site.world.clock.monotonic() >= self._due:
             self._due = self._site.world.clock.monotonic() + LOG_S
-            found |= self._in_log(new_records(self._log_then, attempt(self._log))[0])
+            log = attempt(self._log)
+            found |= self._in_log(new_records(self._then, log)[0])
+            self._then = log.forgotten if isinstance(log, KernelLog) else self._then
         return found
 
     def _in_log(self, fresh: Iterable[Record]) -> dict[str, str]:

@@ -1,10 +1,9 @@
 """What went wrong on the host during the run: crashes and hardware errors, memory, storage, taint, warnings.
 
-Owns the counters that the kernel keeps of these, and what makes "none seen" a proof: the counter, or the
-kernel log, read at both ends of the run. An event that is seen counts whatever is proven. Must not judge.
+Owns the comparison of the start of a run with its end, and what makes "none seen" a proof: the counter, or
+the kernel log, read at both ends. An event that is seen counts whatever is proven. Must not judge.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,12 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import kernel_events
+from pytest_gpuaccept.probes import kernel_counts, kernel_events
 from pytest_gpuaccept.probes.aer import grown
+from pytest_gpuaccept.probes.kernel_counts import TAINTED, VMSTAT
 from pytest_gpuaccept.probes.kernel_events import Event, events
-from pytest_gpuaccept.probes.kernel_log import KernelLog, new_records, read_log
-from pytest_gpuaccept.probes.since import BOOT_ID, Seen, attempt, begun, check_same_boot, count_of
+from pytest_gpuaccept.probes.kernel_log import KernelLog, read_log, since_start
+from pytest_gpuaccept.probes.since import BOOT_ID, Seen, attempt, begun, check_same_boot
 
 FAULTS = Metric(
     "host.events.faults", "Crashes, hardware errors, lockups and hung tasks", "count", "host", none_seen=True
@@ -30,17 +30,28 @@ CORRECTED = Metric("host.ecc.corrected", "Memory errors that ECC corrected", "co
 UNCORRECTED = Metric(
     "host.ecc.uncorrected", "Memory errors that ECC could not correct", "count", "host", none_seen=True
 )
-TAINTED = Metric("host.taint.new", "Signs of damage that the kernel set", "count", "host", none_seen=True)
-TAINT = Metric("host.taint.before", "Signs of damage that the kernel had set before", "count", "host", none_seen=True)
-CRASHES = Metric("host.crashes", "Crashes that the firmware's store holds", "count", "host", none_seen=True)
-
-EDAC, EXT4, PSTORE = "/sys/devices/system/edac/mc", "/sys/fs/ext4", "/sys/fs/pstore"
-TAINT_FILE, VMSTAT = "/proc/sys/kernel/tainted", "/proc/vmstat"
-DAMAGE = {4: "machine check", 5: "bad page", 7: "oops", 9: "kernel warning", 14: "soft lockup"}
-"""Bit of the kernel's taint -> what set it (Documentation/admin-guide/tainted-kernels); others tell of modules."""
-NO_EDAC = (
-    "the kernel watches no memory controller (EDAC): load amd64_edac, or skx_edac or the like (modprobe), run again"
+TAINT = Metric("host.taint.new", "Signs of damage that the kernel set", "count", "host", none_seen=True)
+TAINT_BEFORE = Metric(
+    "host.taint.before", "Signs of damage that the kernel had set before", "count", "host", none_seen=True
 )
+CRASHES = Metric("host.crashes", "Crashes of earlier boots that are on record", "count", "host", none_seen=True)
+
+PSTORE, KEPT = "/sys/fs/pstore", "/var/lib/systemd/pstore"
+"""Where the kernel shows what an earlier one wrote when it crashed, and where systemd moves that at the next start."""
+BACKEND = "/sys/module/pstore/parameters/backend"
+NO_BACKEND = ("(null)", "", "N")
+DETECTORS = {
+    "/proc/sys/kernel/watchdog": "lockups: sysctl -w kernel.watchdog=1",
+    "/proc/sys/kernel/hung_task_timeout_secs": "hung tasks: sysctl -w kernel.hung_task_timeout_secs=120",
+}
+"""File that says 0 where nobody looks for something -> for what, and the remedy."""
+COLLECTOR = "Correctable Errors collector initialized"
+COLLECTED = (
+    "the kernel collects corrected memory errors for itself and counts none (RAS CEC): add the kernel option "
+    "ras=cec_disable, boot, run again"
+)
+LOGGED = "the kernel log was read from the first line of this boot, at both ends of the run, and takes lines down"
+COUNTED = "the kernel's own counter was read at both ends of the run"
 NAMED = 6
 
 Counts = Mapping[str, int] | Unmeasurable
@@ -59,6 +70,15 @@ class Kernel:
     log: KernelLog | Unmeasurable
 
 
+COUNTS: dict[str, Callable[[Site], dict[str, int]]] = {
+    "taint": lambda site: kernel_counts.damage(site.world.read(TAINTED)),
+    "oom": lambda site: {"": kernel_counts.oom_kills(site.world.read(VMSTAT))},
+    "corrected": partial(kernel_counts.memory_errors, file=kernel_counts.CORRECTED),
+    "uncorrected": partial(kernel_counts.memory_errors, file=kernel_counts.UNCORRECTED),
+    "ext4": kernel_counts.ext4_errors,
+}
+
+
 def start(site: Site) -> Kernel:
     """Read the kernel's counts, and where its log ends."""
     log = attempt(partial(read_log, site))
@@ -68,28 +88,29 @@ def start(site: Site) -> Kernel:
 
 def host_events(site: Site) -> Iterator[Outcome]:
     """Yield what the kernel counted and said since the start of the run."""
-    first = begun(site, Kernel)
-    last = start(site)
+    first, last = begun(site, Kernel), start(site)
     check_same_boot(first.boot, last.boot)
-    fresh, lacking = new_records(first.log, attempt(partial(read_log, site)))
-    said = list(events(fresh))
-    proof = "the kernel log was read from the first line of this boot, at both ends of the run"
-    yield _of(said, kernel_events.FAULTS, lacking).outcome(site, FAULTS, proof, {})
-    yield _storage(first, last, said, lacking).outcome(site, STORAGE, proof, {})
-    counted = "the kernel's own counter was read at both ends of the run"
-    yield _counted("processes killed", first.oom, last.oom, _of(said, (kernel_events.OOM,), ())).outcome(
-        site, OOM, counted, {}
-    )
-    for metric, name in ((CORRECTED, "corrected"), (UNCORRECTED, "uncorrected")):
-        yield _counted(f"{name} memory errors", getattr(first, name), getattr(last, name)).outcome(
-            site, metric, counted, {}
-        )
-    yield _counted("taint", first.taint, last.taint).outcome(site, TAINTED, counted, {})
-    yield _before(site, first)
-    warnings = kernel_events.novel(fresh)
+    fresh, lacking = since_start(site, first.log)
+    said, warnings = list(events(fresh)), kernel_events.novel(fresh)
+    killed = _counted("processes killed", first.oom, last.oom, _of(said, (kernel_events.OOM,), ()))
+    lost = _counted("uncorrected memory errors", first.uncorrected, last.uncorrected)
     site.attach("kernel warnings by kind", "\n".join(f"{n:6} {text}" for text, n in warnings.most_common()))
-    yield _novel(warnings, lacking).outcome(site, NOVEL, proof, {})
+    for metric, seen, proof in (
+        (FAULTS, _of(said, kernel_events.FAULTS, (*lacking, *undetected(site))), LOGGED),
+        (STORAGE, _storage(first, last, said, lacking), LOGGED), (OOM, killed, COUNTED),
+        (CORRECTED, _corrected(site, first, last, said), COUNTED), (UNCORRECTED, lost, COUNTED),
+        (TAINT, _counted("taint", first.taint, last.taint), COUNTED), (NOVEL, _novel(warnings, lacking), LOGGED),
+    ):  # fmt: skip
+        yield seen.outcome(site, metric, proof, {})
+    yield _before(site, first)
     yield _crashes(site)
+
+
+def undetected(site: Site) -> Iterator[str]:
+    """Yield what nobody would see, because its detector is switched off."""
+    for path, what in DETECTORS.items():
+        if attempt(partial(site.world.read, path)) == "0":
+            yield f"the kernel looks for no {what}"
 
 
 def _of(said: Iterable[Event], kinds: Sequence[str], lacking: Sequence[str]) -> Seen:
@@ -103,26 +124,37 @@ def _counted(what: str, first: Counts, last: Counts, logged: Seen | None = None)
     """Count by how much a counter grew; what the log says besides counts too."""
     said = logged or Seen(0, (), "")
     try:
-        growth = {kind: count for kind, count in grown(what, _all(first, last), last).items() if count}
+        growth = {kind: count for kind, count in grown(what, first, last).items() if count}
     except Unmeasurable as error:
         return replace(said, lacking=(str(error),))
     note = ", ".join(f"{kind} {count}".strip() for kind, count in growth.items())
     return Seen(max(sum(growth.values()), said.count), (), "; ".join(filter(None, (note, said.note))))
 
 
-def _all(first: Counts, last: Counts) -> Counts:
-    """Return the counts of the start with a 0 for what came since: a bit that was not set, a volume not mounted."""
-    if isinstance(first, Unmeasurable) or isinstance(last, Unmeasurable):
-        return first
-    return dict.fromkeys(last, 0) | dict(first)
-
-
 def _storage(first: Kernel, last: Kernel, said: Iterable[Event], lacking: Sequence[str]) -> Seen:
-    """Count what drives and file systems complained of: in the log, and by ext4's own counter where there is one."""
+    """Count what drives and file systems complained of: in the log, and by ext4's own counter where there is one.
+
+    A volume that was mounted meanwhile brings errors of its past, and one that is not there any more tells nothing.
+    """
     logged = _of(said, (kernel_events.STORAGE, kernel_events.FILES), lacking)
-    counted = _counted("ext4 errors", first.ext4, last.ext4)
+    if isinstance(first.ext4, Unmeasurable) or isinstance(last.ext4, Unmeasurable):
+        return logged
+    before, after = (
+        {volume: of[volume] for volume in first.ext4.keys() & last.ext4.keys()} for of in (first.ext4, last.ext4)
+    )
+    counted = _counted("ext4 errors", before, after)
     notes = "; ".join(filter(None, (logged.note, counted.note)))
-    return Seen(max(logged.count, counted.count), logged.lacking, notes)
+    return Seen(max(logged.count, counted.count), (*logged.lacking, *counted.lacking), notes)
+
+
+def _corrected(site: Site, first: Kernel, last: Kernel, said: Iterable[Event]) -> Seen:
+    """Count the corrected memory errors; where the kernel collects them for itself, none counted is none proven."""
+    logged = _of(said, (kernel_events.MEMORY, kernel_events.MENDED), ())
+    seen = _counted("corrected memory errors", first.corrected, last.corrected, logged)
+    log = attempt(partial(read_log, site))
+    collects = isinstance(log, KernelLog) and any(COLLECTOR in record.message for record in log.records)
+    options = attempt(partial(site.world.read, "/proc/cmdline"))
+    return replace(seen, lacking=(*seen.lacking, COLLECTED)) if collects and "cec_disable" not in str(options) else seen
 
 
 def _novel(warnings: Counter[str], lacking: Sequence[str]) -> Seen:
@@ -133,84 +165,29 @@ def _novel(warnings: Counter[str], lacking: Sequence[str]) -> Seen:
 def _before(site: Site, first: Kernel) -> Outcome:
     """Return which signs of damage were there when the run began."""
     if isinstance(first.taint, Unmeasurable):
-        return NotMeasured(TAINT.id, site.device, str(first.taint))
-    proof = f"{TAINT_FILE} was read at the start of the run"
+        return NotMeasured(TAINT_BEFORE.id, site.device, str(first.taint))
+    proof = f"{TAINTED} was read at the start of the run"
     note = ", ".join(kind for kind, n in first.taint.items() if n)
-    return site.measured(TAINT, sum(first.taint.values()), proof=proof, note=note)
+    return site.measured(TAINT_BEFORE, sum(first.taint.values()), proof=proof, note=note)
 
 
 def _crashes(site: Site) -> Outcome:
-    """Return how many records of a crash the firmware kept from earlier boots."""
+    """Return how many records of crashes are kept from earlier boots, where there is a place to keep one."""
     try:
-        kept = site.world.names(PSTORE)
+        backend, kept = site.world.read(BACKEND), site.world.names(PSTORE)
     except Unmeasurable as error:
-        return NotMeasured(CRASHES.id, site.device, f"{error}: run as root")
-    note = f"look at {', '.join(kept[:NAMED])} in {PSTORE}" if kept else ""
-    return site.measured(CRASHES, len(kept), proof=f"{PSTORE} was listed", note=note)
+        return NotMeasured(CRASHES.id, site.device, f"{error}: run as root, with pstore in the kernel")
+    if backend in NO_BACKEND:
+        reason = "the kernel has no place to keep a crash (pstore has no backend): load efi_pstore or ramoops"
+        return NotMeasured(CRASHES.id, site.device, reason)
+    kept += kernel_counts.listed(site, KEPT)
+    note = f"look at {', '.join(kept[:NAMED])} in {PSTORE} and {KEPT}" if kept else ""
+    return site.measured(CRASHES, len(kept), proof=f"{PSTORE} ({backend}) and {KEPT} were listed", note=note)
 
-
-# the kernel's counts ---------------------------------------------------------------------------
-
-
-def taint(site: Site) -> dict[str, int]:
-    """Return the signs of damage in the kernel's taint, each 0 or 1."""
-    return parse_taint(site.world.read(TAINT_FILE))
-
-
-def parse_taint(text: str) -> dict[str, int]:
-    """Parse the kernel's taint; raises Unmeasurable for what is no number."""
-    mask = _count(text, TAINT_FILE)
-    return {what: mask >> bit & 1 for bit, what in DAMAGE.items()}
-
-
-def oom_kills(site: Site) -> dict[str, int]:
-    """Return how many processes the kernel has killed for want of memory."""
-    match = re.search(r"^oom_kill ([0-9]{1,19})$", site.world.read(VMSTAT), re.MULTILINE)
-    if match is None:
-        message = "/proc/vmstat does not count what is killed for want of memory (Linux before 4.13)"
-        raise Unmeasurable(message)
-    return {"": int(match[1])}
-
-
-def memory_errors(site: Site, file: str) -> dict[str, int]:
-    """Return a count of each memory controller; raises Unmeasurable where the kernel watches none."""
-    listed = attempt(lambda: site.world.names(EDAC))
-    controllers = [] if isinstance(listed, Unmeasurable) else [n for n in listed if re.fullmatch(r"mc[0-9]{1,3}", n)]
-    if not controllers:
-        raise Unmeasurable(NO_EDAC)
-    return {name: _count(site.world.read(f"{EDAC}/{name}/{file}"), f"{EDAC}/{name}/{file}") for name in controllers}
-
-
-def ext4_errors(site: Site) -> dict[str, int]:
-    """Return the count of errors of each ext4 volume; none where there is none."""
-    listed = attempt(lambda: site.world.names(EXT4))
-    found = {}
-    for volume in () if isinstance(listed, Unmeasurable) else listed:
-        text = attempt(partial(site.world.read, f"{EXT4}/{volume}/errors_count"))
-        if isinstance(text, str):
-            found[volume] = _count(text, f"{EXT4}/{volume}/errors_count")
-    return found
-
-
-def _count(text: str, path: str) -> int:
-    try:
-        return count_of(text)
-    except ValueError:
-        message = f"{path} says {text[:40]!r}, which is no count"
-        raise Unmeasurable(message) from None
-
-
-COUNTS: dict[str, Callable[[Site], dict[str, int]]] = {
-    "taint": taint,
-    "oom": oom_kills,
-    "corrected": partial(memory_errors, file="ce_count"),
-    "uncorrected": partial(memory_errors, file="ue_count"),
-    "ext4": ext4_errors,
-}
 
 PROBES = (
     Probe(
         "host.events", "final", "host",
-        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINTED, TAINT, NOVEL, CRASHES), host_events, before=start,
+        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINT, TAINT_BEFORE, NOVEL, CRASHES), host_events, before=start,
     ),
 )  # fmt: skip

@@ -21,7 +21,10 @@ FIELDS = (
 JOURNAL = (
     "journalctl", "--boot", "--all", "--quiet", "--no-pager", "--output=json", f"--output-fields={','.join(FIELDS)}",
 )  # fmt: skip
-OWN = ("journalctl", "--boot", "--quiet", "--no-pager", "--output=cat")
+OWN = (
+    "journalctl", "--boot", "--quiet", "--no-pager", "--output=json",
+    "--output-fields=MESSAGE,_TRANSPORT,_SOURCE_MONOTONIC_TIMESTAMP", "SYSLOG_IDENTIFIER=gpuaccept",
+)  # fmt: skip
 KERNEL = ("_TRANSPORT=kernel", "+", "_TRANSPORT=driver")
 """The kernel's records, and the journal's own, which tell of kernel records that it lost."""
 DMESG_JSON, DMESG_RAW = ("dmesg", "--kernel", "--json"), ("dmesg", "--kernel", "--raw")
@@ -39,9 +42,22 @@ SETTLE_S = 5.0
 LOADED = "load ended"
 """Where a run remembers when its last load ended, by the world's clock."""
 
+ALIVE = "log alive"
+"""Where a run remembers behind which load the log was last proven alive."""
+KERNEL_CLOCK = "kernel clock"
+"""Where a run remembers what the world's clock, in s, shows when the kernel's shows 0."""
+PERIOD_S, LONGEST_S, TOOL_S = 0.5, 15.0, 10.0
+"""Seconds between looks for a line of our own, until it is given up, and that a tool may take."""
+
 NO_LOG = "the kernel log cannot be read: add this user to the group adm or systemd-journal and log in again"
-CUT_LOG = "the kernel log lacks the first lines of this boot: raise SystemMaxUse in journald.conf, boot, run again"
-WRAPPED = "the kernel log no longer holds what it ended with at the start of the run: raise SystemMaxUse, run again"
+LARGER = {"journalctl": "raise SystemMaxUse in journald.conf", "dmesg": "add the kernel option log_buf_len=16M"}
+"""Source of a log -> how it becomes larger."""
+CUT_LOG = "the kernel log lacks the first lines of this boot: {}, boot, run again"
+WRAPPED = "the kernel log no longer holds what it ended with at the start of the run: {}, boot, run again"
+DEAD = (
+    "a line written to the {} was not in the log after {:g} s: nobody takes it down any more (systemctl status "
+    "systemd-journald; sysctl kernel.printk_devkmsg), restart the machine, run again"
+)
 
 
 class Record(NamedTuple):
@@ -89,8 +105,12 @@ class KernelLog:
             return mark.count
         found = next((i for i in range(len(self.records)) if self._is(i, mark)), None)
         if found is None:
-            raise Unmeasurable(WRAPPED)
+            raise Unmeasurable(self.says(WRAPPED))
         return found + 1
+
+    def says(self, text: str) -> str:
+        """Return a reason with how this log becomes larger."""
+        return text.format(LARGER.get(self.source, LARGER["journalctl"]))
 
     def _is(self, index: int, mark: Mark) -> bool:
         return self.records[index].us == mark.us and self.records[index].message == mark.message
@@ -119,13 +139,74 @@ def read_log(site: Site, *, settle: bool = True) -> KernelLog:
     return log
 
 
-def marked(site: Site, log: KernelLog, text: str) -> bool:
-    """Say whether the log shows a line that was written under our own name."""
+# alive -----------------------------------------------------------------------------------------
+
+
+def alive(site: Site, log: KernelLog) -> str:
+    """Write a line of our own and wait until the log shows it; return which way it took, and keep what time it was.
+
+    Raises Unmeasurable when it does not appear, or may not be written.
+    """
+    clock = site.world.clock
+    text = f"channel check {clock.now().isoformat()}"
+    began, through = clock.monotonic(), _write(site, log, text)
+    while not (shown := _shown(site, log, text)):
+        if clock.monotonic() >= began + LONGEST_S:
+            raise Unmeasurable(DEAD.format(through, LONGEST_S))
+        clock.sleep(PERIOD_S)
+    if shown[0] is not None:
+        site.memory[KERNEL_CLOCK] = began - shown[0]
+    return through
+
+
+def _write(site: Site, log: KernelLog, text: str) -> str:
+    """Write a line to the kernel's log; where that is not permitted, to the journal that has taken it down."""
+    refused = attempt(lambda: site.world.mark(f"{IDENTIFIER}: {text}"))
+    if refused is None:
+        return "kernel log"
+    if log.source == JOURNAL[0] and site.world.has("logger"):
+        done = site.world.command(("logger", "--tag", IDENTIFIER, text), timeout=TOOL_S)
+        if done.status == 0:
+            return "journal"
+    message = f"whether the log still takes lines down cannot be tried ({refused}): run as root"
+    raise Unmeasurable(message)
+
+
+def _shown(site: Site, log: KernelLog, text: str) -> tuple[float | None] | None:
+    """Return the kernel's time of our line in s, None in it where that is not told; None where it is not shown."""
     if log.source == JOURNAL[0]:
-        done = site.world.command((*OWN, f"SYSLOG_IDENTIFIER={IDENTIFIER}"), timeout=LOG_S)
-    else:
-        done = site.world.command(("dmesg",), timeout=LOG_S)
-    return text in done.stdout
+        entries = [entry for entry, _ in _entries(site.world.command(OWN, timeout=LOG_S).stdout)]
+        own = [entry for entry in entries if isinstance(entry, dict) and entry.get("MESSAGE") == text]
+        told = [e.get("_SOURCE_MONOTONIC_TIMESTAMP") if e.get("_TRANSPORT") == "kernel" else None for e in own]
+        return (int(told[0]) / 1e6 if told[0] and str(told[0]).isdecimal() else None,) if told else None
+    done = site.world.command(("dmesg",), timeout=LOG_S)
+    found = re.search(rf"^\[ *([0-9]{{1,9}}\.[0-9]{{6}})\] {IDENTIFIER}: {re.escape(text)}$", done.stdout, re.MULTILINE)
+    return (float(found[1]),) if found else None
+
+
+# reading ---------------------------------------------------------------------------------------
+
+
+def since_start(
+    site: Site, start: KernelLog | Unmeasurable, *, anew: bool = False
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:  # fmt: skip
+    """Return the records since the start of the run, and what is missing for them to be all.
+
+    A log that was alive at the start may be dead by now: behind each load it is tried again, and `anew` in any case.
+    """
+    log = attempt(lambda: read_log(site))
+    if not isinstance(log, KernelLog):
+        return new_records(start, log)
+    dead = attempt(lambda: _still_alive(site, log, anew=anew))
+    fresh, lacking = new_records(start, attempt(lambda: read_log(site)))
+    return fresh, (*lacking, *([str(dead)] if isinstance(dead, Unmeasurable) else []))
+
+
+def _still_alive(site: Site, log: KernelLog, *, anew: bool) -> None:
+    behind = site.memory.get(LOADED, 0.0)
+    if anew or site.memory.get(ALIVE) != behind:
+        alive(site, log)
+        site.memory[ALIVE] = behind
 
 
 def _all(site: Site, boot: str) -> KernelLog:
@@ -268,16 +349,10 @@ def new_records(
     """Return the records since the start of the run, and what is missing for them to be all."""
     if isinstance(start, Unmeasurable) or isinstance(end, Unmeasurable):
         return (), tuple(str(log) for log in (start, end) if isinstance(log, Unmeasurable))
-    cut = () if start.whole and end.whole else (CUT_LOG,)
+    cut = () if start.whole and end.whole else (end.says(CUT_LOG),)
     place = attempt(partial(end.place, start.mark))
     if isinstance(place, Unmeasurable):
         later = tuple(record for record in end.records if record.us > start.mark.us)
         return later, (*cut, str(place))
     fresh = end.records[place:]
     return fresh, (*cut, *(f"the journal says {r.message!r}" for r in fresh if LOST.search(r.message)))
-
-
-def new_messages(start: KernelLog | Unmeasurable, end: KernelLog | Unmeasurable) -> tuple[list[str], tuple[str, ...]]:
-    """Return the messages since the start of the run, and what is missing for them to be all."""
-    fresh, lacking = new_records(start, end)
-    return [record.message for record in fresh], lacking

@@ -5,15 +5,15 @@ port below the interface, read at both ends. An event that is seen counts whatev
 judge.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes.kernel_log import KernelLog, new_messages, read_log
+from pytest_gpuaccept.probes.kernel_events import LINK, events
+from pytest_gpuaccept.probes.kernel_log import KernelLog, Record, read_log, since_start
 from pytest_gpuaccept.probes.ports import (
     DROPS,
     ERRORS,
@@ -80,7 +80,7 @@ def nic_link(site: Site) -> Iterator[Outcome]:
     end = read_network(site)
     proof = f"{{}} of {' and '.join(start.ports)} read at both ends of the run"
     where = {"interface": start.interface, "ports": " ".join(start.ports)}
-    yield logged(flaps(start.carriers, end.carriers), start, end).outcome(
+    yield logged(site, flaps(start.carriers, end.carriers), start).outcome(
         site, FLAPS, proof.format("carrier_changes was"), where
     )
     yield unchanged(site, start, end)
@@ -124,20 +124,19 @@ def flaps(start: Sequence[Carrier], end: Sequence[Carrier]) -> Seen:
     return Seen(count, tuple(lacking), f"{', '.join(names)} went down" if names else "")
 
 
-def logged(seen: Seen, start: Network, end: Network) -> Seen:
+def logged(site: Site, seen: Seen, start: Network) -> Seen:
     """Return the flaps with what the kernel log says of them; a log that says more is believed."""
-    fresh, lacking = new_messages(start.log, end.log)
+    fresh, lacking = since_start(site, start.log)
     if lacking:
         return replace(seen, note=f"{seen.note}; the kernel log cannot say more: {lacking[0]}".removeprefix("; "))
-    downs = sum(falls(fresh, name) for name in dict.fromkeys([start.interface, *start.ports]))
+    downs = falls(fresh, {start.interface, *start.ports})
     note = f"{seen.note}; link down in the kernel log: {downs}".removeprefix("; ")
     return replace(seen, count=max(seen.count, downs), note=note)
 
 
-def falls(messages: Iterable[str], interface: str) -> int:
-    """Count the messages in which a driver says that the link of an interface is down."""
-    said = re.compile(rf"(?<![\w.-]){re.escape(interface)}:? (?:NIC )?link(?: is)? down\b", re.IGNORECASE)
-    return sum(1 for message in messages if said.search(message))
+def falls(records: Iterable[Record], names: Collection[str]) -> int:
+    """Count the messages in which a driver says that the link of one of these interfaces is down."""
+    return sum(event.kind == LINK and event.where in names for event in events(records))
 
 
 # speed and settings ----------------------------------------------------------------------------

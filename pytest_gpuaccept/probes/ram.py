@@ -15,6 +15,7 @@ from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes import confines, dimms, stress
 from pytest_gpuaccept.probes.cpu import online
 from pytest_gpuaccept.probes.cpu_sensors import Sensors
+from pytest_gpuaccept.probes.kernel_counts import oom_kills
 from pytest_gpuaccept.profile import Scalar
 from pytest_gpuaccept.world import Completed
 
@@ -90,15 +91,6 @@ def meminfo(text: str) -> dict[str, int]:
         message = "/proc/meminfo does not say how much memory there is and how much is available"
         raise Unmeasurable(message)
     return found
-
-
-def oom_kills(text: str) -> int:
-    """Parse /proc/vmstat; return how many processes the OOM killer ended since boot."""
-    match = re.search(r"^oom_kill (\d{1,18})$", text, re.MULTILINE)
-    if match is None:
-        message = "/proc/vmstat does not count what the OOM killer ends (Linux before 4.13): nobody would see it"
-        raise Unmeasurable(message)
-    return int(match[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ def boot(site: Site) -> str:
 
 
 def resets(site: Site) -> Iterator[Outcome]:
-    """Yield how often the machine was started anew since the first of the runs that belong together began."""
+    """Yield how often the machine was started anew in this run, those that it resumes, and those that nobody ended."""
     cuts: Sequence[Cut] = site.memory.get(CUTS, ())
-    seen = [f"system reset {cut.when()}" for cut in cuts if cut.how == "reset"]
+    seen = [f"system reset {cut.when()}, {cut.folder}" for cut in cuts if cut.how == "reset"]
     doubts = [f"whether the machine was reset {cut.when()} is unknown" for cut in cuts if cut.how == "unknown"]
     try:
         seen += _within(site)
@@ -73,7 +73,7 @@ def resets(site: Site) -> Iterator[Outcome]:
     if doubts and not seen:
         yield NotMeasured(RESETS.id, site.device, "; ".join(doubts))
         return
-    before = " and of the runs that it resumes" if cuts else ""
+    before = " and of those before it that were cut off" if cuts else ""
     proof = f"the boot id was read at both ends of the run{before}"
     where = {"boot_id": str(site.before), "phases": ", ".join(cut.phase for cut in cuts if cut.how == "reset")}
     yield site.measured(RESETS, len(seen), proof=proof, conditions=where, note="; ".join([*seen, *doubts]))

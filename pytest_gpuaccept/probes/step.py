@@ -29,7 +29,8 @@ from pytest_gpuaccept.probes.cards import (
     window,
 )  # fmt: skip
 from pytest_gpuaccept.probes.events import Reading, link_errors, read_link
-from pytest_gpuaccept.probes.kernel_log import SETTLE_S, KernelLog, new_records, read_log
+from pytest_gpuaccept.probes.kernel_log import SETTLE_S, read_log, since_start
+from pytest_gpuaccept.probes.kernel_log import Record as LogRecord
 from pytest_gpuaccept.probes.links import LINK, by_hop, folders, hops, places
 from pytest_gpuaccept.probes.nic import flaps
 from pytest_gpuaccept.probes.ports import Carrier, read_carriers
@@ -234,11 +235,14 @@ def _proof(own: list[float | None] | Unmeasurable | None, stepped: Stepped, devi
 
 # events --------------------------------------------------------------------------------------
 
+Said = tuple[tuple[LogRecord, ...], tuple[str, ...]]
+"""What the kernel said since the start of the steps, and what is missing for it to be all."""
+
 
 def _moment(site: Site, found: Mapping[str, Card], above: Mapping[str, Sequence[str]]) -> Moment:
     nics = [replace(site, device=nic) for nic in site.profile.devices.get("nic", ())]
     return Moment(
-        {device: attempt(partial(read_link, site, tuple(chain), found[device].uuid))
+        {device: attempt(partial(read_link, site, tuple(chain), aer.links(site, chain), found[device].uuid))
          for device, chain in above.items()},
         {nic.device: attempt(partial(read_carriers, nic)) for nic in nics},
     )  # fmt: skip
@@ -247,10 +251,11 @@ def _moment(site: Site, found: Mapping[str, Card], above: Mapping[str, Sequence[
 def _events(site: Site, stepped: Stepped, before: Moment, after: Moment) -> Outcome:
     """Return the events of all channels; none seen needs every channel, and all cards in every step."""
     seen = [Seen(0, tuple(f"{device}: {reason}" for device, reason in stepped.left.items()), "")]
-    log = attempt(partial(read_log, site))
+    logs = [start.log for start in before.links.values() if isinstance(start, Reading)]
+    said = since_start(site, logs[0], anew=True) if logs else ((), ())
     try:
         for device, start in before.links.items():
-            seen += _of_card(site, log, start, after.links[device], device)
+            seen += _of_card(site, said, start, after.links[device], device)
             seen.append(_lost_links(site, stepped, device))
         for nic, begun in before.carriers.items():
             seen.append(_of_nic(begun, after.carriers[nic]))
@@ -263,7 +268,7 @@ def _events(site: Site, stepped: Stepped, before: Moment, after: Moment) -> Outc
 
 
 def _of_card(
-    site: Site, log: KernelLog | Unmeasurable, start: Reading | Unmeasurable, end: Reading | Unmeasurable, device: str
+    site: Site, said: Said, start: Reading | Unmeasurable, end: Reading | Unmeasurable, device: str
 ) -> Iterator[Seen]:
     """Yield a card's uncorrected PCIe errors and its Xids; raises Unmeasurable when the machine was started anew.
 
@@ -273,9 +278,9 @@ def _of_card(
         yield Seen(0, tuple(f"{device}: {of}" for of in (start, end) if isinstance(of, Unmeasurable)), "")
         return
     check_same_boot(start.boot, end.boot)
-    fresh, lacking = new_records(start.log, log)
+    fresh, lacking = said
     messages = [record.message for record in fresh]
-    deaf = aer.deaf(site, start.above, "uncorrected", log)
+    deaf = aer.deaf(site, start.above, "uncorrected", attempt(partial(read_log, site)))
     errors = link_errors(start, end, "uncorrected", messages, deaf)
     yield replace(errors, note=f"{device}: uncorrected PCIe errors, {errors.note}")
     xids = xid.of_gpu(messages, start.address, lacking)

@@ -7,25 +7,27 @@ probes that own the counters; this one says when they came.
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 
 from pytest_gpuaccept.children.watch import ALIVE_S, FIELDS, REPLAYS, RETRAINED
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Kind, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import drive_health, kernel_events
+from pytest_gpuaccept.probes import aer, drive_health, kernel_counts, kernel_events
 from pytest_gpuaccept.probes.aer import COUNTERS, PCI, normal_address, parse_aer, port_above
 from pytest_gpuaccept.probes.cards import amount, cards
 from pytest_gpuaccept.probes.drive import Drive, drives_of
-from pytest_gpuaccept.probes.kernel_log import LOADED, KernelLog, new_records, read_log
+from pytest_gpuaccept.probes.kernel_counts import EDAC, EXT4, TAINTED, VMSTAT, damage
+from pytest_gpuaccept.probes.kernel_log import KERNEL_CLOCK, LOADED, KernelLog, read_log, since_start
 from pytest_gpuaccept.probes.kernel_log import Record as LogRecord
 from pytest_gpuaccept.probes.ports import ERRORS, NET, interface_of, ports_below
-from pytest_gpuaccept.probes.since import attempt, begun, count_of
+from pytest_gpuaccept.probes.since import Seen, attempt, begun
 from pytest_gpuaccept.world import Load, Record
 
 GAP = Metric("host.watch.gap", "Longest time between two looks at the counters", "s", "host")
@@ -37,7 +39,6 @@ BY_PHASE: dict[Kind, Metric] = {
     "host": Metric("host.watch.events", "Errors seen on the host, by what ran", "count", "host"),
 }
 
-EDAC, EXT4 = "/sys/devices/system/edac/mc", "/sys/fs/ext4"
 BETWEEN = "between probes"
 HARMLESS = ("link trained anew",)
 """Counted, and no error: a link that changes its speed for a load is trained anew."""
@@ -45,10 +46,9 @@ SILENT_S = ALIVE_S + 5.0
 """Seconds after which a poll that told nothing has stood still."""
 LATE_S = 2.0
 """Seconds behind a load in which what it caused may still be counted: ixgbe reads its registers every 2 s."""
-CLOCKS_S = 0.1
-"""Seconds by which the kernel's clock and ours may differ: the uptime that relates them is told in hundredths."""
+CLOCKS_S = 0.5
+"""Seconds by which the kernel's clock and ours may drift apart within a run: 20 in a million are usual."""
 MINUTE_S = 60.0
-TAINTED = "/proc/sys/kernel/tainted"
 SEVERE = ("non-fatal", "fatal")
 COUNTED = (kernel_events.CORRECTED, kernel_events.UNCORRECTED, kernel_events.OOM, kernel_events.MEMORY)
 """Events of the log that counters count too."""
@@ -96,7 +96,8 @@ class Span:
 class Watch:
     """The counters of a run as they grew, and what ran meanwhile.
 
-    `boot_s` is when the machine started by the world's clock, by which the kernel's own times are placed.
+    `boot_s` is when the machine started by the world's clock; the kernel's own times are placed by it where no line
+    of ours has told how the two clocks stand.
     """
 
     site: Site
@@ -181,10 +182,10 @@ class Watch:
         source = self.sources[name]
         try:
             old, new = source.counts(before), source.counts(after)
-        except (Unmeasurable, ValueError) as error:
+        except Unmeasurable as error:
             self.unread[name] = str(error)
             return
-        growth = Counter({kind: count - old.get(kind, 0) for kind, count in new.items()})
+        growth = Counter({kind: count - old[kind] for kind, count in new.items() if kind in old})
         total = growth.pop("TOTAL", None)
         count = sum(growth.values()) if total is None else total
         if count > 0:
@@ -204,39 +205,37 @@ def is_file(source: str) -> bool:
 
 
 def is_round(record: Record) -> bool:
-    """Say whether a record is what the poll tells of a round."""
+    """Say whether a record is what the poll tells of a round: three times, and texts by source."""
+    times = (record.get(key) for key in ("t", "since", "gap"))
+    told = (record.get("now"), record.get("failed"))
     return (
-        record.get("kind") == "round" and isinstance(record.get("now"), dict) and isinstance(record.get("failed"), dict)
+        record.get("kind") == "round"
+        and all(isinstance(t, int | float) and math.isfinite(t) for t in times)
+        and all(isinstance(of, dict) and all(isinstance(text, str) for text in of.values()) for of in told)
     )
 
 
 def vmstat(text: str) -> dict[str, int]:
-    """Parse the line of /proc/vmstat that is watched; raises ValueError."""
-    return {"": count_of(text.removeprefix("oom_kill").strip())}
+    """Parse the line of /proc/vmstat that is watched; raises Unmeasurable."""
+    return {"": kernel_counts.oom_kills(text.strip())}
 
 
 def plain(text: str) -> dict[str, int]:
-    """Parse a file that is one count; raises ValueError."""
-    return {"": count_of(text.strip())}
+    """Parse a file that is one count; raises Unmeasurable."""
+    return {"": kernel_counts.count(text, "the file")}
 
 
-def taint(text: str) -> dict[str, int]:
-    """Parse the kernel's taint to its bits; raises ValueError."""
-    mask = count_of(text.strip())
-    return {f"bit {bit}": 1 for bit in range(mask.bit_length()) if mask >> bit & 1}
-
-
-PICKED = {"/proc/vmstat": "oom_kill"}
+PICKED = {VMSTAT: "oom_kill"}
 """File -> the beginning of the line that matters in it: the others of these change with every look."""
 
 
 def sources(site: Site) -> dict[str, Source]:
     """Return what can be watched here, by path, or `nvml/UUID/name`, or `health/DRIVE`."""
-    found = {"/proc/vmstat": Source("host", "out-of-memory kills", vmstat), TAINTED: Source("host", "taint", taint)}
-    for controller in _names(site, EDAC, r"mc[0-9]{1,3}"):
-        for file, what in (("ce_count", "corrected"), ("ue_count", "uncorrected")):
+    found = {VMSTAT: Source("host", "out-of-memory kills", vmstat), TAINTED: Source("host", "damage", damage)}
+    for controller in kernel_counts.controllers(site):
+        for file, what in ((kernel_counts.CORRECTED, "corrected"), (kernel_counts.UNCORRECTED, "uncorrected")):
             found[f"{EDAC}/{controller}/{file}"] = Source("host", f"{what} memory errors, {controller}", plain)
-    for volume in _names(site, EXT4, r"(?!features$)[\w.-]{1,64}"):
+    for volume in kernel_counts.volumes(site):
         found[f"{EXT4}/{volume}/errors_count"] = Source("host", f"ext4 errors, {volume}", plain)
     for device in site.profile.devices.get("nic", ()):
         found |= _network(replace(site, device=device))
@@ -272,7 +271,7 @@ def _health(site: Site, drive: Drive) -> str:
     log = drive_health.read(site.world, drive)
     return json.dumps({
         "media errors": log.media_errors, "unsafe shutdowns": log.unsafe_shutdowns,
-        "slowed by heat": log.throttled or 0,
+        **({} if log.throttled is None else {"slowed by heat": log.throttled}),
         **{f"warning bit {bit}": log.critical_warning >> bit & 1 for bit in range(8)},
     })  # fmt: skip
 
@@ -280,11 +279,6 @@ def _health(site: Site, drive: Drive) -> str:
 def health_counts(text: str) -> dict[str, int]:
     """Parse what `_health` wrote."""
     return {str(kind): int(count) for kind, count in json.loads(text).items()}
-
-
-def _names(site: Site, folder: str, pattern: str) -> list[str]:
-    listed = attempt(lambda: site.world.names(folder))
-    return [] if isinstance(listed, Unmeasurable) else [name for name in listed if re.fullmatch(pattern, name)]
 
 
 def _links(site: Site) -> dict[str, Source]:
@@ -295,14 +289,21 @@ def _links(site: Site) -> dict[str, Source]:
         address = attempt(partial(normal_address, own.bus_id))
         if own.handle is None or isinstance(address, Unmeasurable):
             continue
-        for side, partner in (("card", address), ("port", port_above(site, address))):
-            for severity, files in COUNTERS.items() if partner else ():
-                family = f"{severity} PCIe errors"
-                own_source = Source(device, f"{family} that the {side} saw", parse_aer, family)
-                found |= {f"{PCI}/{partner}/{file}": own_source for file in files}
+        for number, link in enumerate(aer.links(site, aer.hops(site, address))):
+            for partner, (severity, files) in product(link, COUNTERS.items()):
+                what, of = f"{severity} PCIe errors", f", link {number + 1}" if number else ""
+                seen = Source(device, f"{what} that {_side(number, partner, address)} saw", parse_aer, f"{what}{of}")
+                found |= {f"{PCI}/{partner}/{file}": seen for file in files}
         for name in (REPLAYS, *FIELDS):
             found[f"nvml/{own.uuid}/{name}"] = Source(device, f"PCIe {name}, by NVML", plain, _family(name))
     return found
+
+
+def _side(number: int, partner: str, card: str) -> str:
+    """Return in words which end of which link an address is."""
+    if number:
+        return f"{partner}, further up,"
+    return "the card" if partner.rpartition(".")[0] == card.rpartition(".")[0] else "the port"
 
 
 def _family(name: str) -> str:
@@ -343,11 +344,13 @@ def idle(site: Site) -> Iterator[Outcome]:
     site.world.clock.sleep(seconds)
     watch.look()
     seen = [charge for charge in watch.charged[known:] if charge.t > began and not harmless(charge)]
-    read = len(watch.sources) - len(watch.unread)
-    proof = f"{read} counters were read before and after {seconds:g} s of rest" if read else None
+    unread = [f"{name}: {why}" for name, why in watch.unread.items() if is_file(name) or watch.sources[name].ask]
+    lacking = [f"{len(unread)} counters cannot be read, {unread[0]}"] if unread else []
     note = "; ".join(f"{charge.device}: {charge.what} {charge.count}" for charge in seen)
-    count = sum(charge.count for charge in seen)
-    yield site.measured(IDLE, count, proof=proof, conditions={"seconds": seconds, "counters": read}, note=note)
+    read = len(watch.sources) - len(watch.unread)
+    proof = f"{read} counters were read before and after {seconds:g} s of rest"
+    count, where = sum(by_phase(seen).values()), {"seconds": seconds, "counters": read}
+    yield Seen(count, tuple(lacking), note).outcome(site, IDLE, proof, where)
 
 
 def watching(site: Site) -> Watch:
@@ -368,7 +371,7 @@ def watched(site: Site) -> Iterator[Outcome]:
     """Yield what was seen on every device, by what ran, and the longest time in which nobody looked."""
     watch = begun(site, Watch)
     watch.look()
-    fresh, _ = new_records(watch.log, attempt(lambda: read_log(site)))
+    fresh, _ = since_start(site, watch.log)
     charges = [*watch.charged, *in_log(watch, fresh)]
     site.attach("events by phase", "\n".join(json.dumps(asdict(charge)) for charge in charges))
     site.attach("counters that could not be read", json.dumps(watch.unread, indent=1))
@@ -383,10 +386,10 @@ def watched(site: Site) -> Iterator[Outcome]:
 
 def in_log(watch: Watch, fresh: Iterable[LogRecord]) -> Iterator[Charge]:
     """Yield the events of the kernel log that no counter counts, each charged to what ran when the kernel wrote it."""
-    where = places(watch.site)
+    where, began = places(watch.site), watch.site.memory.get(KERNEL_CLOCK, watch.boot_s)
     for event in kernel_events.events(fresh):
         if event.kind not in COUNTED:
-            t = event.us / 1e6 + watch.boot_s
+            t = event.us / 1e6 + began
             device = device_of(where, event.where)
             ran = watch.running(t - CLOCKS_S, t + CLOCKS_S)
             yield Charge(t, t, device, event.kind, 1, event.text[:LONGEST], ran, event.kind)
@@ -452,7 +455,7 @@ def by_phase(charges: Iterable[Charge]) -> dict[str, int]:
 
 def during(watch: Watch, device: str, family: str) -> str:
     """Return in words what of a family was counted on a device while what ran: `vllm 12, between probes 1`."""
-    own = [c for c in watch.charged if c.device == device and family in (c.family, c.what)]
+    own = [c for c in watch.charged if c.device == device and (c.family.startswith(family) or c.what == family)]
     return ", ".join(f"{ran} {count}" for ran, count in by_phase(own).items())
 
 
@@ -471,8 +474,13 @@ def worst_minute(watch: Watch, device: str, what: str) -> int:
     """
     most = 0
     for counter in {charge.what for charge in watch.charged if charge.device == device and what in charge.what}:
-        own = [charge for charge in watch.charged if charge.device == device and charge.what == counter]
-        most = max(most, *(sum(c.count for c in own if first.t <= c.t < first.t + MINUTE_S) for first in own))
+        window, total = deque[Charge](), 0
+        for charge in (c for c in watch.charged if c.device == device and c.what == counter):
+            window.append(charge)
+            total += charge.count
+            while window[0].t <= charge.t - MINUTE_S:
+                total -= window.popleft().count
+            most = max(most, total)
     return most
 
 

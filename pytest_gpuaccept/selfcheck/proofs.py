@@ -18,7 +18,7 @@ VLLM_SPEED = ("vllm.single.decode", "vllm.batch.output", "vllm.roofline", "engin
 LLAMA_SPEED = ("llamacpp.prompt", "llamacpp.decode", "llamacpp.roofline", "engines.cross")
 DRIVE = ("nvme.*",)
 AER = ("gpu.step.events", "gpu.aer.*")
-LOG = ("host.log.complete", "host.events.*")
+LOG = ("host.log.complete", "host.events.*", "host.pcie_errors.*")
 WITH_CPUS = ("gpu.combined.*", "cpu.combined.errors")
 CPU_BURNS = ("ram.*", *WITH_CPUS)
 
@@ -173,7 +173,14 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.xid", "gpu.xid"),
     Proof("gpu.xid", "host.log.unreadable", (*AER, *LOG)),
     Proof("host.log.complete", "host.log.unreadable", (*AER, *LOG, "gpu.xid")),
-    Proof("host.log.complete", "host.log.stopped"),
+    Proof("host.log.complete", "host.log.stopped", ("gpu.step.events", "gpu.xid", *LOG)),
+    Proof("gpu.xid", "host.log.stopped@burn", LOG),
+    Proof("host.events.faults", "host.log.stopped@stress-ng", ("gpu.step.events", "gpu.xid", *LOG)),
+    Proof("host.events.faults", "host.undetected"),
+    Proof("host.events.faults", "host.iommu.fault"),
+    Proof("host.pcie_errors.uncorrected", "host.pcie.errors"),
+    Proof("host.pcie_errors.corrected", "host.pcie.corrected"),
+    Proof("host.crashes", "host.crashes.lost"),
     Proof("host.events.faults", "host.oops"),
     Proof("host.events.faults", "host.mce"),
     Proof("host.events.faults", "host.hung"),

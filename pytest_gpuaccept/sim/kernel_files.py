@@ -60,13 +60,46 @@ def crashes(machine: Machine, _real: str) -> Mapping[str, Text]:
     return {f"{PSTORE}/dmesg-efi-{n}": lambda: "Oops#1 Part1\n" for n in range(machine.host.crashes)}
 
 
-FILES: dict[str, Callable[[Machine], str | None]] = {"/proc/uptime": uptime, "/proc/sys/kernel/tainted": tainted}
+def others(machine: Machine, _real: str) -> Mapping[str, Text]:
+    """Return the PCI devices of the drives and of the networks, with their counters of errors."""
+    files: dict[str, Text] = {}
+    for n, (address, uevent) in enumerate(other_devices(machine).items()):
+        counted = machine.was_loaded and machine.host.aer_armed and n == 0
+        lost, mended = (machine.host.device_errors, machine.host.device_corrected) if counted else (0, 0)
+        files[f"{PCI}{address}/uevent"] = partial(str, f"{uevent}\nPCI_SLOT_NAME={address}\n")
+        for file, word, count in (
+            ("correctable", "COR", mended),
+            ("nonfatal", "NONFATAL", lost),
+            ("fatal", "FATAL", 0),
+        ):
+            files[f"{PCI}{address}/aer_dev_{file}"] = partial(str, f"RxErr {count}\nTOTAL_ERR_{word} {count}\n")
+    return files
+
+
+def other_devices(machine: Machine) -> dict[str, str]:
+    """Return the PCI devices that are no GPU and no port above one, each with the beginning of its uevent."""
+    drives = [f"0000:21:00.{n}" for n, _, _ in present(machine)]
+    nics = [f"0000:42:00.{n}" for n, nic in enumerate(machine.nics.values()) if nic.present]
+    nvme, net = "DRIVER=nvme\nPCI_CLASS=10802\nPCI_ID=144D:A80A", "DRIVER=ixgbe\nPCI_CLASS=20000\nPCI_ID=8086:1563"
+    return dict.fromkeys(drives, nvme) | dict.fromkeys(nics, net)
+
+
+PCI = "/sys/bus/pci/devices/"
+
+FILES: dict[str, Callable[[Machine], str | None]] = {
+    "/proc/uptime": uptime,
+    "/proc/sys/kernel/tainted": tainted,
+    "/proc/sys/kernel/watchdog": lambda machine: f"{int(machine.host.lockup_detector)}",
+    "/proc/sys/kernel/hung_task_timeout_secs": lambda _: "120",
+    "/sys/module/pstore/parameters/backend": lambda machine: "efi_pstore" if machine.host.keeps_crashes else "(null)",
+}
 """File of which there is one -> its text without the last line's end."""
 PROVIDERS: tuple[tuple[str, Callable[[Machine, str], Mapping[str, Text]]], ...] = (
     (EDAC, memory_errors),
     ("/sys/fs/ext4/", volumes),
     (AER_PORTS, ports),
     (f"{PSTORE}/", crashes),
+    (PCI, others),
 )
 """Beginning of a path -> who knows the files there."""
 EMPTY = (PSTORE,)

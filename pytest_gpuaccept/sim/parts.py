@@ -231,6 +231,10 @@ class Host(Part):
     stalls_s: Annotated[Seconds, Field(description="time for which the poll of the counters is kept waiting")] = 0.0
     kernel_says: Annotated[Text, Field(description="a line that the kernel writes, once, under load; '' for none")] = ""
     taint: Annotated[int, Field(ge=0, le=2**19, description="bits of the kernel's taint besides those of modules")] = 0
+    lockup_detector: Annotated[bool, Field(description="the kernel looks for lockups")] = True
+    device_errors: Annotated[Count, Field(description="uncorrected PCIe errors of the first drive under load")] = 0
+    device_corrected: Annotated[Count, Field(description="corrected PCIe errors of the first drive under load")] = 0
+    keeps_crashes: Annotated[bool, Field(description="the firmware has a place to keep a crash")] = True
     crashes: Annotated[Count, Field(description="records of earlier crashes that the firmware keeps")] = 0
     aer_armed: Annotated[bool, Field(description="the kernel controls AER")] = True
     psu: Annotated[Text, Field(description="what a person sees who looks")] = ""

@@ -21,8 +21,9 @@ def journalctl(machine: Machine, argv: Sequence[str]) -> tuple[int, str, str]:
         return 0, "", ""
     given = dict(word.partition("=")[::2] for word in argv)
     if name := given.get("SYSLOG_IDENTIFIER"):
-        own = [line.message for line in machine.log if line.facility and line.message.startswith(f"{name}: ")]
-        return 0, "".join(f"{message.removeprefix(f'{name}: ')}\n" for message in own), ""
+        own = [line for line in machine.log if line.facility and line.message.startswith(f"{name}: ")]
+        found = [{**_record(machine, 0, line), "MESSAGE": line.message.removeprefix(f"{name}: ")} for line in own]
+        return 0, "".join(f"{json.dumps(record)}\n" for record in found), ""
     first = _place(machine, given.get("--after-cursor", ""))
     records = (_record(machine, n, line) for n, line in enumerate(machine.log) if n >= first)
     return 0, "".join(f"{json.dumps(record)}\n" for record in records), ""

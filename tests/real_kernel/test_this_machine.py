@@ -16,7 +16,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Catalogue, Site
-from pytest_gpuaccept.probes import SHIPPED, aer, channels, kernel_events, kernel_log, ports
+from pytest_gpuaccept.probes import SHIPPED, aer, kernel_events, kernel_log, ports
 from pytest_gpuaccept.probes.aer import PCI, port_above, read_counters
 from pytest_gpuaccept.probes.config_space import reporting
 from pytest_gpuaccept.world import LiveWorld
@@ -271,7 +271,7 @@ def test_a_line_written_into_the_kernels_log_is_read_back_and_is_not_the_kernels
     log = said(partial(kernel_log.read_log, site))
     if isinstance(log, Unmeasurable):
         return
-    through = said(partial(channels.mark, site, log))
+    through = said(partial(kernel_log.alive, site, log))
     assert through in ("kernel log", "journal") if os.geteuid() == 0 else isinstance(through, str | Unmeasurable)
     assert not any("channel check" in record.message for record in kernel_log.read_log(site).records)
 
