@@ -295,19 +295,26 @@ def test_a_card_of_which_nothing_can_be_claimed_is_not_tested(profile, claim):
     assert got["errors", "gpu0"].value == 0
 
 
-def test_wrong_words_found_before_a_load_died_still_count(profile):
-    """A card that falls off the bus in the middle of the test has failed already."""
-    got = measured(profile, "healthy,fault=gpu1.vram.stuck,fault=gpu1.lost@55s,fault=gpu2.lost@55s")
+def test_wrong_words_found_before_a_card_was_lost_still_count(profile):
+    """A card that falls off the bus in the middle of the test has failed already; the others are tested to the end."""
+    got = measured(profile, "healthy,fault=gpu1.vram.stuck,fault=gpu1.lost@45s,fault=gpu2.lost@55s")
     assert got["errors", "gpu1"].value > 0
-    assert "unspecified launch failure" in got["errors", "gpu2"].reason
-    assert "unspecified launch failure" in got["gather", "gpu1"].reason
-    assert "unspecified launch failure" in got["coverage", "gpu1"].reason
+    for metric, device in (("errors", "gpu2"), ("gather", "gpu1"), ("coverage", "gpu1")):
+        assert f"stopped: {device} has Xid 79 (fatal: the card has fallen off the bus)" in got[metric, device].reason
     assert got["errors", "gpu0"].value == 0
+    assert got["coverage", "gpu3"].value > 90
+
+
+def test_wrong_words_found_before_a_load_died_still_count(profile):
+    """Where no kernel log tells why, the load's own words do."""
+    got = measured(profile, "healthy,fault=gpu1.vram.stuck,fault=gpu1.lost@55s,fault=host.log.unreadable")
+    assert got["errors", "gpu1"].value > 0
+    assert "unspecified launch failure" in got["gather", "gpu1"].reason
 
 
 def test_wrong_words_found_before_a_card_went_blind_still_count(profile):
     """A card that nobody sees any more while patterns are held ends the test of all, and each says so."""
-    got = measured(profile, "healthy,fault=gpu1.vram.stuck,fault=gpu1.lost@45s")
+    got = measured(profile, "healthy,fault=gpu1.vram.stuck,fault=gpu1.lost@45s,fault=host.log.unreadable")
     assert got["errors", "gpu1"].value > 0
     for metric, device in (("gather", "gpu1"), ("errors", "gpu0"), ("gather", "gpu0")):
         assert "stopped: gpu1 has shown no temperature for 10 s" in got[metric, device].reason
@@ -496,3 +503,4 @@ def test_a_tested_record_is_the_only_one_of_its_kind():
     """Two devices in one load's records are a contradiction."""
     with pytest.raises(Unmeasurable, match="2 records"):
         memory.Tested(OWN, [{"kind": "device"}] * 2, [], "").one("device")
+

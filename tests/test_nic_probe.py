@@ -13,6 +13,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import nic, ports
+from pytest_gpuaccept.probes.kernel_log import Record
 from pytest_gpuaccept.readings import decode, encode
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
@@ -457,4 +458,6 @@ def test_any_text_is_a_reading_or_no_measurement(parse, text):
 @given(messages=st.lists(st.text()), extra=st.integers(0, 3))
 def test_any_log_is_counted(messages, extra):
     """Whatever else the log holds, each loss in it is counted."""
-    assert nic.falls([*messages, *["ixgbe 0000:42:00.0 eno1: NIC Link is Down"] * extra], "eno1") >= extra
+    said = [*messages, *["ixgbe 0000:42:00.0 eno1: NIC Link is Down"] * extra]
+    records = [Record(i * 1000000, 4, text) for i, text in enumerate(said)]
+    assert nic.falls(records, {"eno1"}) >= extra

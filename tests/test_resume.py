@@ -219,7 +219,7 @@ def test_a_probe_that_was_killed_is_measured_again_and_a_remark_says_so(lab, cut
     resets = done.run.bench.table["host.resets", "host"]
     assert (resets.value, resets.proof) == (
         0,
-        "the boot id was read at both ends of the run and of the runs that it resumes",
+        "the boot id was read at both ends of the run and of those before it that were cut off",
     )
 
 
@@ -296,7 +296,7 @@ def test_resets_add_up_over_runs_that_are_resumed_twice(lab, cut, tmp_path):
     done = lab.resume(tmp_path / "second", tmp_path / "fourth")
     verdict = done.verdicts["host.resets", "host"]
     assert (verdict.value, done.decision.word) == (2, "REJECTED")
-    assert "on gpu0 (phase gpu); system reset after " in verdict.reason
+    assert "on gpu0 (phase gpu) of gpu; system reset after " in verdict.reason
 
 
 def test_a_boot_id_that_cannot_be_read_proves_nothing(lab, cut, tmp_path):
@@ -433,12 +433,12 @@ def test_a_run_that_is_still_at_work_is_neither_found_nor_resumed(lab, tmp_path)
     with pytest.raises(InputError, match="a run is still at work on it"):
         lab.take(tmp_path / "ev")
     host = run.writer.manifest["host"]
-    assert unfinished(tmp_path, "lab", "simulated", host) == []
+    assert unfinished([tmp_path], "lab", "simulated", host) == []
     run.writer._file.close()
-    assert unfinished(tmp_path, "lab", "simulated", host) == [tmp_path / "ev"]
-    assert unfinished(tmp_path, "lab", "live", host) == []
-    assert unfinished(tmp_path, "other", "simulated", host) == []
-    assert unfinished(tmp_path, "lab", "simulated", {**host, "machine_id": "0" * 32}) == []
+    assert unfinished([tmp_path], "lab", "simulated", host) == [tmp_path / "ev"]
+    assert unfinished([tmp_path], "lab", "live", host) == []
+    assert unfinished([tmp_path], "other", "simulated", host) == []
+    assert unfinished([tmp_path], "lab", "simulated", {**host, "machine_id": "0" * 32}) == []
 
 
 # the command line ----------------------------------------------------------------------------------
@@ -451,7 +451,8 @@ def test_a_new_run_names_the_one_that_was_cut_off_and_resume_goes_on_with_it(lab
     before = {file: file.read_bytes() for file in left.rglob("*") if file.is_file()}
     lab.boot(1)
     place = f"gpuaccept-evidence/{left.name}"
-    told = f"a run of lab was cut off, and the machine was started anew since: {place}; --hw-resume={place} goes on"
+    since = "by a restart of the machine, which counts in this run"
+    told = f"a run of lab was cut off {since}: {place}; --hw-resume={place} goes on"
     done = lab.pytest("--hw-evidence=new", "-k", "host")
     assert f"gpuaccept: {told} with it" in done.stdout
     assert any(told in record["reason"] for record in records(lab.folder / "new", "remark"))
@@ -464,6 +465,22 @@ def test_a_new_run_names_the_one_that_was_cut_off_and_resume_goes_on_with_it(lab
     assert done.returncode == 4
     assert "no run of lab on this machine was cut off in gpuaccept-evidence/" in done.stderr
     assert lab.pytest(f"--hw-resume={place}").returncode == 1
+
+
+def test_a_reset_is_not_forgotten_by_a_new_run_in_another_folder(lab):
+    """Each new run counts it until one that counts it has ended; a run that was only killed is no reset."""
+    shutil.rmtree(lab.folder / "gpuaccept-evidence", ignore_errors=True)
+    lab.boot(3)
+    lab.pytest("--hw-evidence=forgotten/a", dies_in="cpu.burn")
+    lab.pytest("--hw-evidence=forgotten/b", "-k", "host", dies_in="cpu.burn")
+    lab.boot(4)
+    lab.pytest("--hw-evidence=forgotten/c", "-k", "host")
+    lab.pytest("--hw-evidence=forgotten/d", "-k", "host")
+    counted, clean = (words(read_bundle(lab.folder / "forgotten" / name).verdicts) for name in "cd")
+    assert counted["host.resets", "host"] == "FAIL"
+    assert clean["host.resets", "host"] == "PASS"
+    (verdict,) = [v for v in read_bundle(lab.folder / "forgotten" / "c").verdicts if v.line == "host.resets"]
+    assert (verdict.value, "of a" in verdict.reason, "of b" in verdict.reason) == (2, True, True)
 
 
 def test_what_cannot_be_resumed_is_a_usage_error(lab, cut):

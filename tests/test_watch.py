@@ -16,6 +16,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
 from pytest_gpuaccept.probes import watch as probe
+from pytest_gpuaccept.probes.kernel_counts import damage
 from pytest_gpuaccept.probes.watch import Charge, Source, Watch
 from pytest_gpuaccept.sim.nvml import binding, uuid_of
 from pytest_gpuaccept.sim.scenario import load_scenario
@@ -295,19 +296,21 @@ def test_worst_minute():
 
 
 @given(st.text())
-@pytest.mark.parametrize("parse", [probe.vmstat, probe.plain, probe.taint])
+@pytest.mark.parametrize("parse", [probe.vmstat, probe.plain, damage])
 def test_parsers(parse, text):
-    """Whatever stands in a counter's file is counts or a ValueError."""
+    """Whatever stands in a counter's file is counts or the reason why it is none."""
     try:
         counts = parse(text)
-    except ValueError:
+    except Unmeasurable:
         return
     assert all(count >= 0 for count in counts.values())
 
 
 def test_taint_bits():
-    """A taint is told bit by bit, so that a new one counts beside those that were there."""
-    assert probe.taint("4097\n") == {"bit 0": 1, "bit 12": 1}
+    """A taint is told bit by bit, so that new damage counts beside old; what tells of modules is none."""
+    assert damage(f"{1 << 0 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 4}\n") == {
+        "machine check": 1, "bad page": 0, "oops": 0, "kernel warning": 0, "soft lockup": 0
+    }  # fmt: skip
 
 
 # in a run ---------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def boot(site: Site) -> str:
 def resets(site: Site) -> Iterator[Outcome]:
     """Yield how often the machine was started anew in this run, those that it resumes, and those that nobody ended."""
     cuts: Sequence[Cut] = site.memory.get(CUTS, ())
-    seen = [f"system reset {cut.when()}, {cut.folder}" for cut in cuts if cut.how == "reset"]
+    seen = [f"system reset {cut.when()} of {cut.folder}" for cut in cuts if cut.how == "reset"]
     doubts = [f"whether the machine was reset {cut.when()} is unknown" for cut in cuts if cut.how == "unknown"]
     try:
         seen += _within(site)

@@ -303,7 +303,9 @@ def _side(number: int, partner: str, card: str) -> str:
     """Return in words which end of which link an address is."""
     if number:
         return f"{partner}, further up,"
-    return "the card" if partner.rpartition(".")[0] == card.rpartition(".")[0] else "the port"
+    if partner == card:
+        return "the card"
+    return f"function {partner[-1]} of the card" if partner.rpartition(".")[0] == card.rpartition(".")[0] else "the port"
 
 
 def _family(name: str) -> str:
