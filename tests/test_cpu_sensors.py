@@ -136,14 +136,14 @@ def test_a_load_that_was_never_looked_at_has_no_temperature(machine):
 @pytest.mark.parametrize(
     ("files", "path", "reading", "said"),
     [
-        (AMD, READ_TCTL, "95000", "k10temp Tctl reached 95 C, and 95 C is where a burn is ended"),
+        (AMD, READ_TCTL, "100000", "k10temp Tctl reached 100 C, and 100 C is where a burn is ended"),
         ({**AMD, f"{HWMON}/hwmon3/temp1_crit": "87000"}, READ_TCTL, "87000", "reached 87 C, and 87 C is where"),
-        (INTEL, f"{HWMON}/hwmon1/temp1_input", "95000", "coretemp Package id 0 reached 95 C, and 95 C"),
-        ({**INTEL, **SECOND}, f"{HWMON}/hwmon2/temp1_input", "95000", "coretemp Package id 0 reached 95 C"),
+        (INTEL, f"{HWMON}/hwmon1/temp1_input", "100000", "coretemp Package id 0 reached 100 C, and 100 C"),
+        ({**INTEL, **SECOND}, f"{HWMON}/hwmon2/temp1_input", "100000", "coretemp Package id 0 reached 100 C"),
     ],
 )
 def test_a_cpu_that_is_too_hot_ends_the_load(machine, files, path, reading, said):
-    """At 95 C, or where the sensor itself says critical, whichever is lower; any package will do."""
+    """At 100 C, or where the sensor itself says critical, whichever is lower; any package will do."""
     world, sensors = machine(files)
     burn(world, sensors, f"{int(reading) - 1}", path=path)
     with pytest.raises(Unmeasurable, match=f"stopped: .*{said}"):
@@ -154,9 +154,9 @@ def test_a_cpu_that_is_too_hot_ends_the_load(machine, files, path, reading, said
 def test_a_critical_temperature_that_is_none_is_passed_over(machine):
     """A sensor that calls 0 C critical ends no load at rest."""
     world, sensors = machine({**AMD, f"{HWMON}/hwmon3/temp1_crit": "0"})
-    burn(world, sensors, "94000")
-    with pytest.raises(Unmeasurable, match="reached 95 C"):
-        burn(world, sensors, "95000")
+    burn(world, sensors, "99000")
+    with pytest.raises(Unmeasurable, match="reached 100 C"):
+        burn(world, sensors, "100000")
 
 
 def test_a_sensor_that_is_lost_ends_the_load(machine):
@@ -374,7 +374,7 @@ def test_any_files_are_readings_or_none(before, after):
     world = Files(clock, before)
     sensors = Sensors(Site(world, None, "host", {}, None), 60, [0, 1])
     world.files = after
-    for read, low, high in ((sensors.hottest, 0, 95), (sensors.slowest, 0, 20_000)):
+    for read, low, high in ((sensors.hottest, 0, 100), (sensors.slowest, 0, 20_000)):
         with suppress(Unmeasurable):
             for clock.seconds in range(1, 6):
                 sensors.look()

@@ -127,6 +127,7 @@ def test_a_placeholder_is_no_board(site, name):
         ("modprobe.blacklist=nouveau,amd64_edac", "modprobe.blacklist=amd64_edac"),
         ("module_blacklist=nouveau edac_report=on", "none"),
         ("mce=off pci=noaer mce=off", "mce=off pci=noaer"),
+        ("nowatchdog quiet nosoftlockup", "nosoftlockup nowatchdog"),
         ("pci=nocrs xmce=off note=pci=noaer", "none"),
     ],
 )

@@ -223,6 +223,13 @@ def test_only_our_own_workers_count(box, strangers):
     assert found["ram.burn.coverage"].reason == "no worker of stress-ng was seen to hold memory"
 
 
+def test_workers_of_old_versions_keep_their_parents_name(box):
+    """Before version 0.14 whoever holds the memory is called as the one that waits for it; only the first counts."""
+    found = burn(box, during=moments(**held(*[ASKED // 4] * 4, name="stress-ng")))
+    assert found["ram.burn.errors"].value == 0
+    assert found["ram.burn.coverage"].value == pytest.approx(100 * ASKED / TOTAL, abs=0.01)
+
+
 def test_processes_that_end_meanwhile_are_none(box):
     """What /proc lists may be gone, or half there, when it is read."""
     gone = {"/proc/777/status": "", "/proc/778/status": "Name:\tx\nPid:\t778", "/proc/acpi/status": "off"}
@@ -244,9 +251,9 @@ def test_memory_that_others_take_meanwhile_ends_the_burn(box):
 
 def test_a_cpu_that_is_too_hot_ends_the_burn(box):
     """A memory burn heats the CPUs as well."""
-    own = {"name": "k10temp", "temp1_label": "Tctl", "temp1_input": "96000"}
+    own = {"name": "k10temp", "temp1_label": "Tctl", "temp1_input": "101000"}
     files = {f"/sys/class/hwmon/hwmon3/{file}": text for file, text in own.items()}
-    with pytest.raises(Unmeasurable, match="stopped: k10temp Tctl reached 96 C"):
+    with pytest.raises(Unmeasurable, match="stopped: k10temp Tctl reached 101 C"):
         burn(box, files=box.files | files)
 
 
@@ -372,6 +379,15 @@ def bandwidth(box, **parts):
     return found
 
 
+def test_old_versions_tell_what_is_read_and_written_together():
+    """Before version 0.15 each worker tells one rate, of bytes read and written."""
+    text = "".join(
+        f"stress-ng: info:  [2352{n}] stress-ng-stream: memory rate: 31449.73 MB/sec, 12579.89 Mflop/sec (instance {n})\n"
+        for n in range(2)
+    )
+    assert ram.stream_gbs(text, 2) == pytest.approx(2 * 31449.73 * 2**20 / 1e9)
+
+
 def test_likwid_is_believed_where_it_is(box):
     """Its stream triad over all CPUs, in GB/s, with its name."""
     found = bandwidth(box, tools=("likwid-bench",), likwid=LIKWID)
@@ -441,9 +457,9 @@ def test_a_bandwidth_of_a_part_of_the_machine_is_none(box, files, reason):
 @pytest.mark.parametrize("tools", [(), ("likwid-bench",)])
 def test_a_cpu_that_is_too_hot_ends_the_measurement(box, tools):
     """It is a load like the others; no other tool is asked then."""
-    own = {"name": "k10temp", "temp1_label": "Tctl", "temp1_input": "96000"}
+    own = {"name": "k10temp", "temp1_label": "Tctl", "temp1_input": "101000"}
     box.files |= {f"/sys/class/hwmon/hwmon3/{file}": text for file, text in own.items()}
-    with pytest.raises(Unmeasurable, match="stopped: k10temp Tctl reached 96 C"):
+    with pytest.raises(Unmeasurable, match="stopped: k10temp Tctl reached 101 C"):
         bandwidth(box, tools=tools, likwid=LIKWID)
 
 

@@ -224,6 +224,7 @@ def test_a_wrong_result_is_one_that_a_worker_tells():
     assert told(WORDS + 3 * WRONG) == 3
     assert told("stress-ng: fail:  [7] vm: detected 1 bit errors while stressing memory\n") == 0
     assert told("stress-ng: fail:  [7] vm: detected 1 bit errors while stressing memory\n", "vm") == 1
+    assert told("stress-ng: fail:  [7] stress-ng-cpu: sqrt error detected on sqrt(8)\n") == 1
 
 
 def test_a_killed_worker_is_no_wrong_result():
@@ -308,6 +309,21 @@ def test_it_runs_with_verification_for_its_time(kept):
     assert world.timeout == 3 + stress.SETTLE_S
     assert (ran.report, ran.done.stderr) == (REPORT.strip(), WORDS)
     assert ran.began <= ran.ended
+
+
+def test_an_option_that_an_older_version_does_not_know_is_left_out(kept):
+    """Version 0.13 knows no --oom-avoid-bytes, and burns as well without."""
+    asked = []
+
+    class Old(Played):
+        def command(self, argv, *, timeout, watch=None):
+            asked.append("--oom-avoid-bytes" in argv)
+            if asked[-1]:
+                return Completed(tuple(argv), 1, "", "stress-ng: unrecognized option '--oom-avoid-bytes'\n", 0.1)
+            return super().command(argv, timeout=timeout, watch=watch)
+
+    ran = stress.run(a_site(Old(), kept), ["--vm", "2"], 3, lambda: None, besides=("--oom-avoid-bytes", "5%"))
+    assert (asked, ran.done.status) == ([True, False], 0)
 
 
 def test_what_it_said_and_wrote_is_evidence(kept):

@@ -28,7 +28,7 @@ SAMPLE = re.compile(r"\beng(ineering)?\.? sample\b|0{6}|0{4}%", re.IGNORECASE)
 """How processors call themselves that were never sold."""
 BLINDFOLDS = (
     "pci=noaer", "pci=nommconf", "pcie_ports=compat", "mce=off", "mce=ignore_ce", "mce=dont_log_ce", "nomce",
-    "hest_disable", "edac=off", "noaer",
+    "hest_disable", "edac=off", "noaer", "nowatchdog", "nosoftlockup",
 )  # fmt: skip
 """Kernel options that switch off the channel by which a hardware error would be seen."""
 KEEP_OUT = ("module_blacklist", "modprobe.blacklist")

@@ -30,7 +30,8 @@ LEAST_EACH = 64 * MIB
 """Bytes below which a worker is not worth starting."""
 TOUCHED_SHARE = 0.9
 """Share of what was asked for that must have been touched for "no errors" to mean anything."""
-WORKER = "stress-ng-vm"
+WORKER, OLD_WORKER = "stress-ng-vm", "stress-ng"
+"""Name of the processes that hold the memory; before version 0.14 they do not change their name."""
 LOOK_S = 2.0
 SETTLE_S = 120
 """Seconds that stress-ng gets on top to finish a pass and to give hundreds of GB back."""
@@ -133,7 +134,10 @@ class Touched:
         if free < self._room.floor:
             message = f"stopped: {free / GIB:.1f} GiB of memory were left; something else took it meanwhile"
             raise Unmeasurable(message)
-        held = [own.bytes for own in self._descendants() if own.name == WORKER]
+        ours = list(self._descendants())
+        wait = {own.parent for own in ours}
+        old = [own.bytes for own in ours if own.name == OLD_WORKER and own.pid not in wait]
+        held = [own.bytes for own in ours if own.name == WORKER] or old
         self.most = max(self.most, sum(held))
         each = TOUCHED_SHARE * self._room.asked / self._room.workers
         self.workers = max(self.workers, sum(size >= each for size in held))
@@ -180,7 +184,7 @@ def _run(site: Site, own: Room, touched: Touched, seconds: int) -> stress.Ran:
     """Run stress-ng on the memory; raises Unmeasurable when it cannot run, memory runs out, or a CPU is too hot."""
     argv = ["--vm", str(own.workers), "--vm-bytes", f"{own.asked // MIB}m", "--vm-method", "all", "--vm-keep"]
     looks = (touched.look, Sensors(site, seconds, online(site)).look)
-    return stress.run(site, [*argv, "--oom-avoid-bytes", "5%"], seconds, lambda: [look() for look in looks], SETTLE_S)
+    return stress.run(site, argv, seconds, lambda: [look() for look in looks], SETTLE_S, ("--oom-avoid-bytes", "5%"))
 
 
 def _coverage(site: Site, own: Room, touched: Touched, conditions: Mapping[str, Scalar]) -> Outcome:
@@ -266,10 +270,11 @@ def _stream(site: Site, cpus: int, watch: Callable[[], object]) -> float:
 def stream_gbs(text: str, workers: int) -> float:
     """Parse `memory rate: R MB read/sec, W MB write/sec` (MiB) of each worker; return GB/s of all together.
 
-    Raises Unmeasurable unless every worker told its rate.
+    Versions before 0.15 tell the sum: `memory rate: N MB/sec`. Raises Unmeasurable unless every worker told its rate.
     """
-    rate = r"memory rate: (\d{1,9}\.\d{1,4}) MB read/sec, (\d{1,9}\.\d{1,4}) MB write/sec.*?\(instance (\d{1,5})\)"
-    rates = {int(who): float(read) + float(write) for read, write, who in re.findall(rate, text)}
+    mib = r"(\d{1,9}\.\d{1,4}) MB"
+    rate = rf"memory rate: {mib}(?: read/sec, {mib} write)?/sec.*?\(instance (\d{{1,5}})\)"
+    rates = {int(who): float(read) + float(write or 0) for read, write, who in re.findall(rate, text)}
     if len(rates) != workers or not all(rates.values()):
         message = (
             f"{len(rates)} of {workers} workers of stress-ng's stream told their rate: let it run for 10 s or more"
