@@ -503,4 +503,3 @@ def test_a_tested_record_is_the_only_one_of_its_kind():
     """Two devices in one load's records are a contradiction."""
     with pytest.raises(Unmeasurable, match="2 records"):
         memory.Tested(OWN, [{"kind": "device"}] * 2, [], "").one("device")
-

@@ -166,14 +166,16 @@ def test_a_folder_of_the_kernel_is_listed_or_has_a_reason(world, path):
 
 
 @pytest.mark.parametrize("argv", TOOLS, ids=lambda argv: argv[0])
-def test_a_tool_ends_or_has_a_reason(world, argv):
-    """A tool that is here ends by itself; one that is not is missing by name."""
+def test_a_tool_ends_as_in_a_shell_or_is_missing_by_name(world, argv):
+    """A tool that is here ends with the status, and writes the kind of text, that it has elsewhere."""
     done = said(partial(world.command, argv, timeout=TOOL_S))
-    if isinstance(done, Unmeasurable):
-        assert argv[0] in str(done)
-    else:
-        assert world.has(argv[0])
-        assert isinstance(done.status, int)
+    if shutil.which(argv[0]) is None:
+        assert f"{argv[0]} cannot be started" in str(done)
+        return
+    again = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=TOOL_S)
+    assert (done.status, bool(done.stdout), bool(done.stderr)) == (
+        again.returncode, bool(again.stdout), bool(again.stderr)
+    )  # fmt: skip
 
 
 # second sources ------------------------------------------------------------------------------------------
@@ -210,12 +212,15 @@ def test_every_block_device_counts_its_sectors(world):
         assert len(by_name.split()) == len(by_number.split()) >= 11
 
 
-def test_every_pci_device_has_counters_or_a_reason(site):
-    """Each device's port and error counters are values or reasons."""
+def test_every_pci_device_has_the_port_and_the_counters_of_its_folder(site):
+    """A device lies in the folder of its port; its error counters are read where there is a file, and only there."""
     for address in listed(site.world, PCI):
-        assert isinstance(port_above(site, address), str)
+        folder = Path(PCI, address).resolve()
+        parent = folder.parent.name
+        assert port_above(site, address) == (parent if re.fullmatch(aer.ADDRESS, parent) else "")
         for file in ("aer_dev_correctable", "aer_dev_nonfatal", "aer_dev_fatal"):
-            said(partial(read_counters, site, address, file))
+            counts = said(partial(read_counters, site, address, file))
+            assert isinstance(counts, Unmeasurable) != (folder / file).exists()
 
 
 def test_every_network_interface_has_a_carrier_that_ip_knows(site):
@@ -277,32 +282,35 @@ def test_a_line_written_into_the_kernels_log_is_read_back_and_is_not_the_kernels
 
 
 def test_the_kernels_messages_are_told_apart(site):
-    """Every message of this boot is an event of a known kind, a new kind of warning, or nothing."""
+    """Of the messages of this boot those that are events have a kind and their words, and are no new warning."""
     log = said(partial(kernel_log.read_log, site))
     if isinstance(log, Unmeasurable):
         return
     found = list(kernel_events.events(log.records))
     assert all(event.text and event.kind for event in found)
-    assert sum(kernel_events.novel(log.records).values()) <= sum(record.priority <= 4 for record in log.records)
+    known = {event.text for event in found}
+    assert not kernel_events.novel([record for record in log.records if record.message in known])
 
 
-def test_every_configuration_space_tells_whether_it_reports_errors(site):
-    """Each PCI device's registers are read as far as this user may see them."""
+def test_every_configuration_space_says_of_its_errors_what_lspci_reads_there(site):
+    """Device Control's bit for corrected errors is lspci's CorrErr; a device without PCI Express has none."""
+    if shutil.which("lspci") is None:
+        pytest.skip("not installed: lspci; apt-get install pciutils")
     for address in listed(site.world, PCI):
-        found = said(lambda address=address: reporting(site.world.data(f"{PCI}/{address}/config"), "corrected"))
-        if not isinstance(found, Unmeasurable):
-            assert isinstance(found.enabled, bool | None)
+        found = reporting(site.world.data(f"{PCI}/{address}/config"), "corrected")
+        told = subprocess.run(("lspci", "-vv", "-s", address), capture_output=True, text=True, check=True).stdout
+        said_there = re.search(r"DevCtl:.*CorrErr([+-])", told)
+        assert found.enabled == (said_there[1] == "+" if said_there else None)
 
 
-def test_no_link_without_a_root_port_is_armed(site):
-    """A device whose errors nobody would see has a reason, and never silence."""
+def test_a_link_whose_errors_nobody_would_see_has_a_reason(site):
+    """A device without a root port that reports for it, as in a virtual machine, is never silent."""
     log = said(partial(kernel_log.read_log, site))
     for address in listed(site.world, PCI):
-        above = aer.hops(site, address)
-        reasons = aer.deaf(site, above, "corrected", log)
-        assert reasons or len(above) > 1
-        for reason in reasons:
+        for reason in aer.deaf(site, aer.hops(site, address), "corrected", log):
             assert_is_a_reason(reason)
+        if not port_above(site, address):
+            assert aer.deaf(site, aer.hops(site, address), "corrected", log)
 
 
 def test_the_counters_are_watched_by_a_real_child(bench):
