@@ -45,6 +45,31 @@ NONE_OF_OURS = (
 GRANTED = "acpi PNP0A08:00: _OSC: OS now controls [PCIeHotplug PME AER PCIeCapability LTR]"
 
 
+class Tree:
+    """A machine of PCI devices in folders, each with or without error counters."""
+
+    def __init__(self, below, counting):
+        """Take {address: address of the port above, or ''} and who counts."""
+        self._below, self._counting = below, counting
+
+    def names(self, path):
+        """List the devices."""
+        return sorted(self._below)
+
+    def read(self, path):
+        """Return a port's name, or a counter."""
+        address, _, file = path.removeprefix(f"{aer.PCI}/").partition("/")
+        if file == "../uevent" and self._below[address]:
+            return f"DRIVER=pcieport\nPCI_SLOT_NAME={self._below[address]}"
+        if file.startswith("aer_dev_") and address in self._counting:
+            return "RxErr 3\nTOTAL_ERR_COR 3"
+        message = f"{path} cannot be read: No such file or directory"
+        raise Unmeasurable(message)
+
+
+CARD, AUDIO, DOWN, UP, ROOT = "0000:c3:00.0", "0000:c3:00.1", "0000:c2:04.0", "0000:c1:00.0", "0000:c0:01.1"
+
+
 @pytest.fixture
 def site(profile):
     """Return what a probe of gpu3 on a healthy simulated machine is given."""
@@ -281,3 +306,31 @@ def test_any_text_is_a_reading_or_no_measurement(parse, text):
 def test_any_log_is_counted(messages, extra):
     """Whatever else the log holds, each error in it is counted."""
     assert aer.logged_errors([*messages, *[CORRECTED_68[1]] * extra], "corrected", (GPU, PORT)) >= extra
+
+
+# links -----------------------------------------------------------------------------------------------
+
+
+def links(counting, below):
+    """Return both ends of every link above the card."""
+    site = Site(Tree(below, counting), None, "gpu0", {}, lambda _name, _text: "digest")
+    return aer.links(site, aer.hops(site, CARD))
+
+
+SWITCHED = {CARD: DOWN, AUDIO: DOWN, DOWN: UP, UP: ROOT, ROOT: "", "0000:c2:05.0": UP, "0000:c4:00.0": "0000:c2:05.0"}
+
+
+def test_behind_a_switch_both_links_are_the_cards():
+    """The card to the switch, and the switch to the root port; between the switch's ports is no link."""
+    assert links({CARD, DOWN, UP, ROOT}, SWITCHED) == ((CARD, DOWN), (UP, ROOT))
+
+
+def test_a_cards_other_functions_count_for_its_link():
+    """Some boards tell a link's errors by the card's sound; a function that counts nothing adds nothing."""
+    assert links({CARD, AUDIO, DOWN}, SWITCHED)[0] == (CARD, DOWN, AUDIO)
+    assert links({CARD, AUDIO, ROOT}, {CARD: ROOT, AUDIO: ROOT, ROOT: ""}) == ((CARD, ROOT, AUDIO),)
+
+
+def test_a_port_that_is_its_own_is_followed_once():
+    """A tree that bends into a loop ends."""
+    assert links({CARD}, {CARD: DOWN, DOWN: CARD}) == ((CARD, DOWN),)

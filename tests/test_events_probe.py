@@ -140,6 +140,13 @@ def test_kernel_records_that_the_journal_lost_are_no_silence(world, profile):
     assert "Missed 12" in found["gpu.xid"]
 
 
+def test_a_log_that_stops_during_the_run_proves_nothing_behind_it(world, profile):
+    """It took lines down at the start; a line written at the end is missing, and so might be an Xid."""
+    quiet = whole_run(world, profile, meanwhile=lambda: setattr(world.machine.host, "log_stopped", True))
+    assert "was not in the log after 15 s" in values(quiet)["gpu.xid"]
+    assert [quiet[metric].value for metric in AER] == [0, 0.0, 0, 0]
+
+
 def test_a_counter_that_went_down_is_no_measurement(world, profile):
     """A device that was reset has lost its count."""
     gpu = world.machine.gpus[3]

@@ -134,6 +134,56 @@ def test_a_store_of_crashes_that_may_not_be_listed_says_so(world, profile, monke
     assert "run as root" in whole_run(world, profile)["host.crashes"].reason
 
 
+def test_a_kernel_that_collects_memory_errors_for_itself_counts_none(world, profile):
+    """Counters that the collector starves prove nothing, but for a kernel that was told not to collect."""
+    world.machine.say("RAS: Correctable Errors collector initialized.", priority=6)
+    assert "ras=cec_disable" in whole_run(world, profile)["host.ecc.corrected"].reason
+    world.machine.host.cmdline += " ras=cec_disable"
+    assert whole_run(world, profile)["host.ecc.corrected"].value == 0
+
+
+@pytest.mark.parametrize("path", host_events.DETECTORS)
+def test_what_nobody_looks_for_is_not_proven_absent(world, profile, monkeypatch, path):
+    """A detector that is switched off spoils the proof of none, and names how to switch it on."""
+    read = world.read
+    monkeypatch.setattr(world, "read", lambda asked: "0" if asked == path else read(asked))
+    found = whole_run(world, profile)["host.events.faults"]
+    assert "sysctl -w kernel." in found.reason
+
+
+def test_corrected_errors_that_the_log_tells_count_as_such(world, profile):
+    """A firmware that tells the kernel of a corrected error is no fault, and one message of it counts once."""
+    lines = (
+        "{1}[Hardware Error]: Hardware error from APEI Generic Hardware Error Source: 1",
+        "{1}[Hardware Error]: It has been corrected by h/w and requires no further action",
+        "{1}[Hardware Error]: event severity: corrected",
+    )
+    found = whole_run(world, profile, meanwhile=lambda: [world.machine.say(line, priority=6) for line in lines])
+    assert values(found) == {**dict.fromkeys(ALL, 0), "host.ecc.corrected": 1}
+
+
+def test_errors_of_a_volume_that_came_later_are_not_of_the_run(world, profile, monkeypatch):
+    """A volume that is mounted meanwhile brings its past along; one that was there counts what is new."""
+    ext4 = iter([{"sda1": 4}, {"sda1": 4, "sdb1": 9}, {"sda1": 4}, {"sda1": 5, "sdb1": 9}])
+    monkeypatch.setitem(host_events.COUNTS, "ext4", lambda _site: next(ext4))
+    assert whole_run(world, profile)["host.events.storage"].value == 0
+    assert whole_run(world, profile)["host.events.storage"].value == 1
+
+
+def test_a_kernel_without_a_place_for_a_crash_proves_none(world, profile):
+    """An empty store proves nothing where nothing is stored; what systemd moved away counts."""
+    world.machine.host.keeps_crashes = False
+    assert "pstore has no backend" in whole_run(world, profile)["host.crashes"].reason
+
+
+def test_a_crash_that_systemd_has_moved_away_counts(world, profile, monkeypatch):
+    """At the next start the records go from /sys/fs/pstore to /var/lib/systemd/pstore."""
+    names = world.names
+    monkeypatch.setattr(world, "names", lambda path: ["171234567"] if path == host_events.KEPT else names(path))
+    found = whole_run(world, profile)["host.crashes"]
+    assert (found.value, "171234567" in found.note) == (1, True)
+
+
 def test_a_restart_during_the_run_measures_nothing(world, profile):
     """Counts of another boot are not compared."""
     with pytest.raises(Unmeasurable, match="started anew"):

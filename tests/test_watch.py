@@ -90,6 +90,20 @@ def test_sign_of_life():
     assert [next(poll)["t"] for _ in range(3)] == [100.0, 130.0, 160.0]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"t": float("nan")}, {"t": "7"}, {"since": None}, {"gap": float("inf")}, {"now": {"a": 1}}, {"now": ["a"]},
+        {"failed": {"a": None}}, {"failed": None}, {"kind": "sample"},
+    ],
+)  # fmt: skip
+def test_what_is_no_round(record):
+    """A record counts only when every part of it is what the poll writes."""
+    good = {"kind": "round", "t": 2.0, "since": 1.0, "gap": 1.0, "now": {"a": "1"}, "failed": {"b": "gone"}}
+    assert probe.is_round(good)
+    assert not probe.is_round(good | record)
+
+
 def test_slow_reads():
     """Reads that take longer than a period leave rounds out, rest in between, and tell the gap."""
     clock = Time()
@@ -293,6 +307,12 @@ def test_worst_minute():
                ((1, 2), (50, 3), (100, 4))]  # fmt: skip
     taken = Watch(None, {}, Poll(), charged=[*charges, Charge(0, 1, "gpu1", what.format("card"), 99, "", ())])
     assert probe.worst_minute(taken, "gpu0", "corrected PCIe") == 7
+
+
+def test_a_minute_is_any_minute():
+    """The window slides with the errors; one that is a minute old is out of it."""
+    charges = [Charge(t, t, "gpu0", "corrected PCIe errors that the card saw", 1, "", ()) for t in (0, 59, 60, 61, 119)]
+    assert probe.worst_minute(Watch(None, {}, Poll(), charged=charges), "gpu0", "corrected PCIe") == 3
 
 
 @given(st.text())

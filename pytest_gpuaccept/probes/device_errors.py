@@ -81,7 +81,7 @@ def _seen(first: Devices, last: Devices, severity: str, logged: Mapping[str, int
     grown, missing = dict(logged), list[str]()
     for address, counts in first.counts.items():
         after = last.counts.get(address)
-        if after is None or after[severity] < counts[severity]:
+        if after is None or any(after[of] < counts[of] for of in counts):
             missing.append(f"the counters of {address} are gone, or began anew")
         else:
             grown[address] = max(after[severity] - counts[severity], grown.get(address, 0))
