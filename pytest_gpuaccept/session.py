@@ -143,7 +143,10 @@ class Session:
         return replace(source, resumption=take(left[0], self.profile, self.catalogue, *how))
 
     def _unfinished(self, source: Source) -> list[Path]:
-        roots = [self.settings.folder / EVIDENCE_ROOT, *([self.settings.evidence.parent] if self.settings.evidence else [])]
+        roots = [
+            self.settings.folder / EVIDENCE_ROOT,
+            *([self.settings.evidence.parent] if self.settings.evidence else []),
+        ]
         return unfinished(roots, self.profile.name, source.mode, fingerprint(source.world))
 
     def _new_folder(self) -> Path:

@@ -148,12 +148,12 @@ def test_a_log_that_stops_during_the_run_proves_nothing_behind_it(world, profile
 
 
 def test_a_counter_that_went_down_is_no_measurement(world, profile):
-    """A device that was reset has lost its count."""
+    """A device that went and came again has lost its counts, of the other severity too."""
     gpu = world.machine.gpus[3]
     gpu.corrected = 5.0
     found = values(whole_run(world, profile, meanwhile=lambda: setattr(gpu, "corrected", 1.0)))
     assert "went down" in found["gpu.aer.corrected"]
-    assert found["gpu.aer.uncorrected"] == 0
+    assert "went down" in found["gpu.aer.uncorrected"]
 
 
 def test_a_restart_during_the_run_measures_nothing(world, profile):

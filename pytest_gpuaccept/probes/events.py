@@ -154,13 +154,18 @@ def link_errors(start: Reading, end: Reading, severity: str, fresh: Sequence[str
 
 
 def growth(start: Reading, end: Reading, severity: str, partner: str) -> tuple[Counter[str], list[str]]:
-    """Return by how much a partner's counters of a severity grew, by kind, and what could not be compared."""
+    """Return by how much a partner's counters of a severity grew, by kind, and what could not be compared.
+
+    All its counters are looked at: one that went down shows that the others began anew as well.
+    """
     kinds, lacking = Counter[str](), list[str]()
-    for file in COUNTERS[severity]:
+    for of, file in ((of, file) for of, files in COUNTERS.items() for file in files):
         try:
-            kinds.update(grown(f"{file} of {partner}", start.counters[partner, file], end.counters[partner, file]))
+            more = grown(f"{file} of {partner}", start.counters[partner, file], end.counters[partner, file])
         except Unmeasurable as error:
             lacking.append(str(error))
+        else:
+            kinds.update(more if of == severity else {})
     return kinds, lacking
 
 

@@ -305,7 +305,9 @@ def _side(number: int, partner: str, card: str) -> str:
         return f"{partner}, further up,"
     if partner == card:
         return "the card"
-    return f"function {partner[-1]} of the card" if partner.rpartition(".")[0] == card.rpartition(".")[0] else "the port"
+    return (
+        f"function {partner[-1]} of the card" if partner.rpartition(".")[0] == card.rpartition(".")[0] else "the port"
+    )
 
 
 def _family(name: str) -> str:

@@ -21,6 +21,7 @@ AER = ("gpu.step.events", "gpu.aer.*")
 LOG = ("host.log.complete", "host.events.*", "host.pcie_errors.*")
 WITH_CPUS = ("gpu.combined.*", "cpu.combined.errors")
 CPU_BURNS = ("ram.*", *WITH_CPUS)
+NIC_GONE = ("gpu.step.events", "nic.*", "host.inventory.unchanged", "host.pcie_errors.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.remap.failed", "gpu.remap.failed"),
     Proof("gpu.aer.armed", "gpu.aer.masked", AER),
     Proof("gpu.aer.armed", "gpu.aer.silent", AER),
-    Proof("gpu.aer.armed", "gpu.aer.hidden", AER),
+    Proof("gpu.aer.armed", "gpu.aer.hidden", (*AER, "host.idle.events")),
     Proof("gpu.aer.corrected", "gpu.aer.corrected", ("gpu.aer.outlier",)),
     Proof("gpu.aer.corrected_rate", "gpu.aer.storm", ("gpu.aer.corrected", "gpu.aer.outlier")),
     Proof("gpu.aer.corrected_rate", "gpu.aer.port", ("gpu.aer.corrected", "gpu.aer.outlier")),
@@ -174,7 +175,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.xid", "host.log.unreadable", (*AER, *LOG)),
     Proof("host.log.complete", "host.log.unreadable", (*AER, *LOG, "gpu.xid")),
     Proof("host.log.complete", "host.log.stopped", ("gpu.step.events", "gpu.xid", *LOG)),
-    Proof("gpu.xid", "host.log.stopped@burn", LOG),
+    Proof("gpu.xid", "host.log.stopped@burn", ("gpu.step.events", *LOG)),
     Proof("host.events.faults", "host.log.stopped@stress-ng", ("gpu.step.events", "gpu.xid", *LOG)),
     Proof("host.events.faults", "host.undetected"),
     Proof("host.events.faults", "host.iommu.fault"),
@@ -202,6 +203,7 @@ PROOFS: tuple[Proof, ...] = (
             "gpu.xid",
             "nic.*",
             "host.events.*",
+            "host.pcie_errors.*",
             "host.ecc.*",
             "host.taint.*",
             "host.crashes",
@@ -211,17 +213,17 @@ PROOFS: tuple[Proof, ...] = (
     Proof("host.idle.events", "nic.crc", ("nic.errors",)),
     Proof("host.idle.events", "host.taint@30s", ("host.taint.new",)),
     Proof("nic.flaps", "nic.flap"),
-    Proof("nic.flaps", "nic.unreadable", ("gpu.step.events", "nic.*")),
-    Proof("nic.flaps", "nic.gone@burn", ("gpu.step.events", "nic.*", "host.inventory.unchanged")),
+    Proof("nic.flaps", "nic.unreadable", ("gpu.step.events", "nic.*", "host.idle.events")),
+    Proof("nic.flaps", "nic.gone@burn", NIC_GONE),
     Proof("nic.flaps", "nic.virtual", ("gpu.step.events", "nic.*")),
     Proof("nic.unchanged", "nic.slow@burn", ("nic.speed",)),
     Proof("nic.unchanged", "nic.half@burn"),
     Proof("nic.unchanged", "nic.mtu@burn"),
-    Proof("nic.unchanged", "nic.gone@burn", ("gpu.step.events", "nic.*", "host.inventory.unchanged")),
+    Proof("nic.unchanged", "nic.gone@burn", NIC_GONE),
     Proof("nic.speed", "nic.slow"),
     Proof("nic.errors", "nic.crc", ("host.idle.events",)),
     Proof("nic.errors", "nic.symbols"),
-    Proof("nic.errors", "nic.uncounted"),
+    Proof("nic.errors", "nic.uncounted", ("host.idle.events",)),
     Proof("nic.errors", "nic.silent"),
     Proof("cpu.burn.errors", "cpu.burn.wrong", WITH_CPUS),
     Proof("cpu.combined.errors", "cpu.burn.wrong:3@combined"),
@@ -307,7 +309,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("nvme.read.seq", "drive.read.slow:150", ("nvme.cold_load",)),
     Proof("nvme.read.seq", "drive.page.cache", DRIVE),
     Proof("nvme.read.seq", "drive.interrupted", DRIVE),
-    Proof("nvme.read.seq", "drive.missing", DRIVE),
+    Proof("nvme.read.seq", "drive.missing", (*DRIVE, "host.pcie_errors.*")),
     Proof("nvme.write.seq", "drive.write.slow:50"),
     Proof("nvme.write.seq", "drive.cache.small", DRIVE),
     Proof("nvme.write.seq", "drive.error", DRIVE),
