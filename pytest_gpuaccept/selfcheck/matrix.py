@@ -24,7 +24,7 @@ Key = tuple[str, str]
 DOCUMENT = """# Every check can fail
 
 SIMULATED. Printed by `gpuaccept matrix {profile} --table`; `gpuaccept matrix` repeats the proof for every shipped
-profile, and a test of ours does so on every change. A fault is planted in a machine that passes every line; its
+profile; a test of ours does so on every change, on some profiles with one fault a line. A fault is planted in a machine that passes every line; its
 line must fail, and no line may change that is not declared. {proofs} proofs cover the {lines} lines of `{profile}`.
 
 ## What well-known tools pass
@@ -143,14 +143,18 @@ def unproven(bed: Bed) -> list[str]:
     return sorted(bed.lines() - named)
 
 
-def flaws(bed: Bed) -> Iterator[str]:
-    """Yield what does not hold on a profile: lines without a proof, proofs that fail, harmless faults that harm."""
+def flaws(bed: Bed, *, once: bool = False) -> Iterator[str]:
+    """Yield what does not hold on a profile: lines without a proof, proofs that fail, harmless faults that harm.
+
+    `once` plants only the first fault of each line.
+    """
     for verdict in bed.healthy.values():
         if verdict.verdict not in ("PASS", "MARGINAL", "NOT_APPLICABLE"):
             yield f"a healthy machine is refused: {verdict}"
     for line in unproven(bed):
         yield f"{line}: no fault is known that makes it fail"
-    for proof in bed.proofs():
+    proofs = list(bed.proofs())
+    for proof in {proof.line: proof for proof in reversed(proofs)}.values() if once else proofs:
         yield from bed.changed(proof).flaws()
     for fault in HARMLESS:
         for line, device in bed.changed(Proof("", fault)).verdicts if bed.planted(fault) else ():

@@ -330,7 +330,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("nvme.cold_load", "drive.load.slow"),
     Proof("nvme.cold_load", "drive.stays.cached"),
     Proof("nvme.health.media_errors", "drive.media"),
-    Proof("nvme.health.media_errors", "drive.log.denied", ("nvme.health.*", "nvme.new.*")),
+    Proof("nvme.health.media_errors", "drive.log.denied", ("nvme.health.*", "nvme.new.*", "host.idle.events")),
     Proof("nvme.health.critical_warning", "drive.warning"),
     Proof("nvme.health.spare", "drive.spare.low"),
     Proof("nvme.health.spare", "drive.worn", ("nvme.new.*",)),
