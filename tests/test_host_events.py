@@ -12,7 +12,7 @@ from pytest_gpuaccept.readings import decode, encode
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 
-ALL = [metric.id for probe in host_events.PROBES for metric in probe.metrics]
+ALL = [metric.id for metric in host_events.PROBES[0].metrics]
 
 
 @pytest.fixture
@@ -70,7 +70,6 @@ def test_a_message_counts_where_it_belongs(world, profile, message, metric):
         ("cpu", "memory_corrected", 3, "host.ecc.corrected"),
         ("cpu", "memory_uncorrected", 1, "host.ecc.uncorrected"),
         ("nvme0", "file_errors", 2, "host.events.storage"),
-        ("host", "crashes", 2, "host.crashes"),
     ],
 )
 def test_a_counter_counts_without_a_message(world, profile, part, parameter, value, metric):
@@ -131,7 +130,8 @@ def test_a_store_of_crashes_that_may_not_be_listed_says_so(world, profile, monke
         return names(path)
 
     monkeypatch.setattr(world, "names", listed)
-    assert "run as root" in whole_run(world, profile)["host.crashes"].reason
+    with pytest.raises(Unmeasurable, match="run as root"):
+        crashes(world, profile)
 
 
 def test_a_kernel_that_collects_memory_errors_for_itself_counts_none(world, profile):
@@ -170,17 +170,35 @@ def test_errors_of_a_volume_that_came_later_are_not_of_the_run(world, profile, m
     assert whole_run(world, profile)["host.events.storage"].value == 1
 
 
+def crashes(world, profile):
+    """Return what is on record of crashes."""
+    (found,) = host_events.crashes(Site(world, profile, "host", {}, lambda _name, _text: "digest"))
+    return found
+
+
+def test_an_empty_store_of_crashes_is_proven_empty(world, profile):
+    """Both places were listed, and the kernel has where to keep one."""
+    assert (crashes(world, profile).value, "efi_pstore" in crashes(world, profile).proof) == (0, True)
+
+
 def test_a_kernel_without_a_place_for_a_crash_proves_none(world, profile):
-    """An empty store proves nothing where nothing is stored; what systemd moved away counts."""
+    """An empty store proves nothing where nothing is stored."""
     world.machine.host.keeps_crashes = False
-    assert "pstore has no backend" in whole_run(world, profile)["host.crashes"].reason
+    with pytest.raises(Unmeasurable, match="pstore has no backend"):
+        crashes(world, profile)
+
+
+def test_a_crash_counts_after_a_restart_too(world, profile):
+    """What the kernel that died in this run has left is read all the same."""
+    world.machine.host.boot, world.machine.host.crashes = 1, 2
+    assert crashes(world, profile).value == 2
 
 
 def test_a_crash_that_systemd_has_moved_away_counts(world, profile, monkeypatch):
     """At the next start the records go from /sys/fs/pstore to /var/lib/systemd/pstore."""
     names = world.names
     monkeypatch.setattr(world, "names", lambda path: ["171234567"] if path == host_events.KEPT else names(path))
-    found = whole_run(world, profile)["host.crashes"]
+    found = crashes(world, profile)
     assert (found.value, "171234567" in found.note) == (1, True)
 
 

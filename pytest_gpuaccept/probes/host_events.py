@@ -103,7 +103,6 @@ def host_events(site: Site) -> Iterator[Outcome]:
     ):  # fmt: skip
         yield seen.outcome(site, metric, proof, {})
     yield _before(site, first)
-    yield _crashes(site)
 
 
 def undetected(site: Site) -> Iterator[str]:
@@ -171,23 +170,25 @@ def _before(site: Site, first: Kernel) -> Outcome:
     return site.measured(TAINT_BEFORE, sum(first.taint.values()), proof=proof, note=note)
 
 
-def _crashes(site: Site) -> Outcome:
-    """Return how many records of crashes are kept from earlier boots, where there is a place to keep one."""
+def crashes(site: Site) -> Iterator[Outcome]:
+    """Yield how many records of crashes are kept from earlier boots, where there is a place to keep one."""
     try:
         backend, kept = site.world.read(BACKEND), site.world.names(PSTORE)
     except Unmeasurable as error:
-        return NotMeasured(CRASHES.id, site.device, f"{error}: run as root, with pstore in the kernel")
+        message = f"{error}: run as root, with pstore in the kernel"
+        raise Unmeasurable(message) from None
     if backend in NO_BACKEND:
-        reason = "the kernel has no place to keep a crash (pstore has no backend): load efi_pstore or ramoops"
-        return NotMeasured(CRASHES.id, site.device, reason)
+        message = "the kernel has no place to keep a crash (pstore has no backend): load efi_pstore or ramoops"
+        raise Unmeasurable(message)
     kept += kernel_counts.listed(site, KEPT)
     note = f"look at {', '.join(kept[:NAMED])} in {PSTORE} and {KEPT}" if kept else ""
-    return site.measured(CRASHES, len(kept), proof=f"{PSTORE} ({backend}) and {KEPT} were listed", note=note)
+    yield site.measured(CRASHES, len(kept), proof=f"{PSTORE} ({backend}) and {KEPT} were listed", note=note)
 
 
 PROBES = (
     Probe(
         "host.events", "final", "host",
-        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINT, TAINT_BEFORE, NOVEL, CRASHES), host_events, before=start,
+        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINT, TAINT_BEFORE, NOVEL), host_events, before=start,
     ),
+    Probe("host.crashes", "final", "host", (CRASHES,), crashes),
 )  # fmt: skip

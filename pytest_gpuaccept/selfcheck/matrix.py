@@ -24,8 +24,9 @@ Key = tuple[str, str]
 DOCUMENT = """# Every check can fail
 
 SIMULATED. Printed by `gpuaccept matrix {profile} --table`; `gpuaccept matrix` repeats the proof for every shipped
-profile; a test of ours does so on every change, on some profiles with one fault a line. A fault is planted in a machine that passes every line; its
-line must fail, and no line may change that is not declared. {proofs} proofs cover the {lines} lines of `{profile}`.
+profile; a test of ours does so on every change, on some profiles with one fault a line. A fault is planted in a
+machine that passes every line; its line must fail, and no line may change that is not declared. {proofs} proofs cover
+the {lines} lines of `{profile}`.
 
 ## What well-known tools pass
 

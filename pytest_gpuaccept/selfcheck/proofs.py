@@ -206,7 +206,6 @@ PROOFS: tuple[Proof, ...] = (
             "host.pcie_errors.*",
             "host.ecc.*",
             "host.taint.*",
-            "host.crashes",
         ),
     ),
     Proof("host.watch.gap", "host.stalls"),
