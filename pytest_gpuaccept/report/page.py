@@ -38,7 +38,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         composition=words.composition(bundle),
         blockers=_by_advice(words.blockers(bundle.verdicts)),
         reasons=words.reasons_beside_lines(bundle),
-        remarks=[v for v in bundle.verdicts if v.remark],
+        remarks=words.remarks(bundle.verdicts),
         findings=words.findings(bundle),
         counted=machine.counted(bundle),
         chapters=_chapters(bundle, catalogue),
