@@ -11,6 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import confines
 from pytest_gpuaccept.world import LiveWorld
+from tests.stand_ins import Files
 
 FUZZ = settings(deadline=None, database=None)
 GROUP = "/sys/fs/cgroup"
@@ -19,20 +20,6 @@ ALL = {"/proc/self/status": "Name:\tpytest\nCpus_allowed:\tff\nCpus_allowed_list
 SECOND = {"/proc/self/cgroup": "0::/user.slice/run-1.scope"}
 FIRST = {"/proc/self/cgroup": "9:name=systemd:/\n4:memory:/docker/61ae\n3:cpuset:/\n1:cpu,cpuacct:/docker/61ae\n0::/"}
 MEMORY, CPU = f"{GROUP}/memory", f"{GROUP}/cpu"
-
-
-class Files:
-    """A machine of files alone."""
-
-    def __init__(self, files):
-        self.files = files
-
-    def read(self, path):
-        """Return a file as the world does."""
-        if path not in self.files:
-            message = f"{path} cannot be read: No such file or directory"
-            raise Unmeasurable(message)
-        return self.files[path].strip()
 
 
 def a_site(*files):

@@ -15,6 +15,7 @@ from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import confines, cpu
 from pytest_gpuaccept.world import Completed, LiveWorld
+from tests.stand_ins import Files
 
 FUZZ = settings(deadline=None, database=None)
 REAL = pytest.mark.skipif(
@@ -59,13 +60,13 @@ BEFORE = stat()
 AFTER = stat(0.997 * SECONDS, 1000 + SECONDS)
 
 
-class Box(LiveWorld):
+class Box(Files, LiveWorld):
     """A machine of 64 CPUs made of files, and what a stress-ng on it leaves behind."""
 
     status, took = 0, SECONDS + 0.4
 
     def __init__(self, clock):
-        super().__init__()
+        LiveWorld.__init__(self)
         self.clock, self.argv, self.kept, self.during = clock, (), {}, [{}] * 12
         self.stderr, self.report = words(), report()
         self.after = {"/proc/stat": AFTER, "/proc/loadavg": "63.10 40.00 20.00 65/900 77"}
@@ -76,17 +77,7 @@ class Box(LiveWorld):
 
     def read(self, path):
         """Return a file as the world does; only stress-ng's report is a real one."""
-        if path.endswith("stress-ng.yaml"):
-            return super().read(path)
-        if self.files.get(path) is None:
-            message = f"{path} cannot be read: No such file or directory"
-            raise Unmeasurable(message)
-        return self.files[path].strip()
-
-    def names(self, path):
-        """List a folder as the world does."""
-        found = {file.removeprefix(f"{path}/").split("/")[0] for file in self.files if file.startswith(f"{path}/")}
-        return sorted(found)
+        return LiveWorld.read(self, path) if path.endswith("stress-ng.yaml") else super().read(path)
 
     def keep(self, name, text):
         """Take an attachment."""

@@ -11,6 +11,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import cpu_sensors
 from pytest_gpuaccept.probes.cpu_sensors import Sensors
+from tests.stand_ins import Files
 
 FUZZ = settings(deadline=None, database=None)
 HWMON, CPUS, RAPL = "/sys/class/hwmon", "/sys/devices/system/cpu", "/sys/class/powercap"
@@ -27,34 +28,12 @@ SECOND = {path.replace("hwmon1", "hwmon2").replace("hwmon3", "hwmon4"): text for
 READ_TCTL = f"{HWMON}/hwmon3/temp1_input"
 
 
-class Files:
-    """A machine of files and a clock."""
-
-    def __init__(self, clock, files):
-        self.clock, self.files = clock, dict(files)
-
-    def read(self, path):
-        """Return a file as the world does."""
-        if path not in self.files:
-            message = f"{path} cannot be read: No such file or directory"
-            raise Unmeasurable(message)
-        return self.files[path].strip()
-
-    def names(self, path):
-        """List a folder as the world does."""
-        found = {file.removeprefix(f"{path}/").split("/")[0] for file in self.files if file.startswith(f"{path}/")}
-        if not found:
-            message = f"{path} cannot be listed: No such file or directory"
-            raise Unmeasurable(message)
-        return sorted(found)
-
-
 @pytest.fixture
 def machine(clock):
     """Make the sensors of a load on two CPUs of a machine of these files."""
 
     def make(*files, seconds=60):
-        world = Files(clock, {path: text for part in files for path, text in part.items()})
+        world = Files({path: text for part in files for path, text in part.items()}, clock)
         return world, Sensors(Site(world, None, "host", {}, None), seconds, [0, 1])
 
     return make
@@ -371,7 +350,7 @@ PLACES = [
 def test_any_files_are_readings_or_none(before, after):
     """Whatever the files hold, a temperature and a clock are in their range, or not measured."""
     clock = SimpleNamespace(monotonic=lambda: clock.seconds, seconds=0.0)
-    world = Files(clock, before)
+    world = Files(before, clock)
     sensors = Sensors(Site(world, None, "host", {}, None), 60, [0, 1])
     world.files = after
     for read, low, high in ((sensors.hottest, 0, 100), (sensors.slowest, 0, 20_000)):
@@ -387,6 +366,6 @@ def test_any_files_are_readings_or_none(before, after):
 @given(st.text() | st.lists(st.sampled_from(["processor\t: 0", "cpu MHz\t\t: 2900.000", "", "x"])).map("\n".join))
 def test_any_cpuinfo_is_clocks_or_none(text):
     """Whatever stands in /proc/cpuinfo, a clock is one of the CPUs asked for."""
-    shown = cpu_sensors.clocks(Site(Files(None, {"/proc/cpuinfo": text}), None, "host", {}, None), "cpuinfo", [0, 1])
+    shown = cpu_sensors.clocks(Site(Files({"/proc/cpuinfo": text}), None, "host", {}, None), "cpuinfo", [0, 1])
     assert shown.keys() <= {0, 1}
     assert all(0 < mhz < 20_000 for mhz in shown.values())

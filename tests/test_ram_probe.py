@@ -14,6 +14,7 @@ from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes import confines, cpu, ram
 from pytest_gpuaccept.world import Completed, LiveWorld
+from tests.stand_ins import Files
 
 FUZZ = settings(deadline=None, database=None)
 REAL = pytest.mark.skipif(
@@ -62,7 +63,7 @@ def held(*sizes, name="stress-ng-vm", parent=50, first=60):
     }
 
 
-class Box(LiveWorld):
+class Box(Files, LiveWorld):
     """A machine of four CPUs and 100 GiB made of files, and what stress-ng does on it.
 
     `during` are the files of each moment, three seconds apart, of the burn.
@@ -73,7 +74,7 @@ class Box(LiveWorld):
     likwid = ""
 
     def __init__(self, clock):
-        super().__init__()
+        LiveWorld.__init__(self)
         self.clock, self.argv = clock, ()
         self.files = {
             "/sys/devices/system/cpu/online": "0-3", "/proc/meminfo": meminfo(FREE), "/proc/vmstat": "oom_kill 7",
@@ -88,20 +89,7 @@ class Box(LiveWorld):
 
     def read(self, path):
         """Return a file as the world does; only stress-ng's report is a real one."""
-        if path.endswith("stress-ng.yaml"):
-            return super().read(path)
-        if path not in self.files:
-            message = f"{path} cannot be read: No such file or directory"
-            raise Unmeasurable(message)
-        return self.files[path].strip()
-
-    def names(self, path):
-        """List a folder as the world does."""
-        found = {file.removeprefix(f"{path}/").split("/")[0] for file in self.files if file.startswith(f"{path}/")}
-        if not found:
-            message = f"{path} cannot be listed: No such file or directory"
-            raise Unmeasurable(message)
-        return sorted(found)
+        return LiveWorld.read(self, path) if path.endswith("stress-ng.yaml") else super().read(path)
 
     def command(self, argv, *, timeout, watch=None):
         """Play a tool: let the moments come and whoever watches look, then end."""

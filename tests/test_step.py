@@ -20,26 +20,11 @@ from pytest_gpuaccept.probes import step
 from pytest_gpuaccept.sim.nvml import uuid_of
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
+from tests.stand_ins import Sleeper
 
 PARAMS = {"count": 4, "on_s": 4, "off_s": 4, "period_s": 0.2}
 
 # the load ---------------------------------------------------------------------------------------------
-
-
-class Time:
-    """A clock that moves when it sleeps."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        """Return the seconds passed."""
-        return self.now
-
-    def sleep(self, seconds):
-        """Let time pass; time does not pass backwards."""
-        assert seconds >= 0
-        self.now += seconds
 
 
 class Card:
@@ -75,7 +60,7 @@ class Card:
 
 def run(wrong=-1, late=0.0, **plan):
     """Return a load's records, started `late` seconds after the common time."""
-    clock = Time()
+    clock = Sleeper()
     load = steps(Card(clock, wrong), clock, **({"count": 3, "on_s": 4.0, "off_s": 4.0} | plan))
     records = [next(load)]
     while not records[-1].get("awaits"):

@@ -21,22 +21,7 @@ from pytest_gpuaccept.probes.watch import Charge, Source, Watch
 from pytest_gpuaccept.sim.nvml import binding, uuid_of
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
-
-
-class Time:
-    """A clock that moves when it sleeps."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        """Return the seconds passed."""
-        return self.now
-
-    def sleep(self, seconds):
-        """Let time pass; time does not pass backwards."""
-        assert seconds > 0
-        self.now += seconds
+from tests.stand_ins import Sleeper
 
 
 class Files:
@@ -59,7 +44,7 @@ class Files:
 
 def test_first_all_then_changes():
     """The first round tells every text, a later one what changed since, with the time of the round before."""
-    files, clock = Files(a="1", b="2"), Time()
+    files, clock = Files(a="1", b="2"), Sleeper()
     poll = watch(files, clock, files={"a": "", "b": ""}, period_s=1)
     first = next(poll)
     files.texts["b"] = "3"
@@ -70,7 +55,7 @@ def test_first_all_then_changes():
 
 def test_unreadable():
     """A file that cannot be read is told once with its reason, and again when it can be."""
-    files, clock = Files(a=PermissionError(errno.EACCES, "Permission denied")), Time()
+    files, clock = Files(a=PermissionError(errno.EACCES, "Permission denied")), Sleeper()
     poll = watch(files, clock, files={"a": ""}, period_s=1)
     assert next(poll)["failed"] == {"a": "Permission denied"}
     assert clock.now == 100.0
@@ -81,12 +66,12 @@ def test_unreadable():
 def test_picked_lines():
     """Of a file in which much changes only the lines that matter are told."""
     files = Files(a="pgfault 8\noom_kill 1\npgfree 3")
-    assert next(watch(files, Time(), files={"a": "oom_kill"}, period_s=1))["now"] == {"a": "oom_kill 1"}
+    assert next(watch(files, Sleeper(), files={"a": "oom_kill"}, period_s=1))["now"] == {"a": "oom_kill 1"}
 
 
 def test_sign_of_life():
     """A poll that sees nothing change says every half minute that it still looks."""
-    poll = watch(Files(a="1"), Time(), files={"a": ""}, period_s=1)
+    poll = watch(Files(a="1"), Sleeper(), files={"a": ""}, period_s=1)
     assert [next(poll)["t"] for _ in range(3)] == [100.0, 130.0, 160.0]
 
 
@@ -106,7 +91,7 @@ def test_what_is_no_round(record):
 
 def test_slow_reads():
     """Reads that take longer than a period leave rounds out, rest in between, and tell the gap."""
-    clock = Time()
+    clock = Sleeper()
     files = Files(clock, 2.5, a="1")
     rounds = []
     poll = watch(files, clock, files={"a": ""}, period_s=1)
@@ -131,7 +116,7 @@ def test_lost_card():
         NVML_ERROR_GPU_IS_LOST=pynvml.NVML_ERROR_GPU_IS_LOST,
         nvmlDeviceGetHandleByUUID=handle,
     )
-    poll = watch(Files(a="1"), Time(), files={"a": ""}, period_s=1, uuids=["GPU-1"], nvml=nvml)
+    poll = watch(Files(a="1"), Sleeper(), files={"a": ""}, period_s=1, uuids=["GPU-1"], nvml=nvml)
     first = next(poll)
     next(poll)
     assert asked == ["GPU-1"]
@@ -149,7 +134,7 @@ def world(catalogue):
 def test_nvml(world):
     """NVML's link counters are told as counts, and what a card does not count as the reason."""
     uuid = uuid_of(world.machine, 0)
-    told = next(watch(Files(), Time(), files={}, period_s=1, uuids=[uuid], nvml=binding(world.machine)))
+    told = next(watch(Files(), Sleeper(), files={}, period_s=1, uuids=[uuid], nvml=binding(world.machine)))
     assert told["now"] == {f"nvml/{uuid}/replays": "0"}
     assert told["failed"][f"nvml/{uuid}/corrected"] == "Not Supported"
 
@@ -168,7 +153,7 @@ class Machine:
     """A world of one file and a clock."""
 
     def __init__(self):
-        self.clock, self.text = Time(), "5"
+        self.clock, self.text = Sleeper(), "5"
 
     def read(self, path):
         """Return the file."""
