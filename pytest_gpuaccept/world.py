@@ -172,9 +172,6 @@ class World(Protocol):
     def names(self, path: str) -> list[str]:
         """Return the names in a folder of the machine, sorted; raises Unmeasurable with the cause."""
 
-    def http(self, url: str, *, timeout: float) -> str:
-        """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
-
     def answer(self, url: str, *, timeout: float) -> Answer:
         """Return a server's answer, whatever its status, a redirect unfollowed; raises Unmeasurable when none comes."""
 
@@ -365,14 +362,6 @@ class LiveWorld:
         except OSError as error:
             message = f"{folder} cannot be listed: {error.strerror}"
             raise Unmeasurable(message) from None
-
-    def http(self, url: str, *, timeout: float) -> str:
-        """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
-        answer = self.answer(url, timeout=timeout)
-        if answer.status != HTTPStatus.OK:
-            message = f"{url} answers {answer}"
-            raise Unmeasurable(message)
-        return answer.body
 
     def answer(self, url: str, *, timeout: float) -> Answer:
         """Return a server's answer, whatever its status; asked directly, past any proxy, and a redirect unfollowed.

@@ -383,4 +383,4 @@ def test_nothing_answers_elsewhere(world, url):
     """Other ports and paths are refused."""
     assert monitoring.answer(world.machine, url) is None
     with pytest.raises(Unmeasurable, match="does not answer"):
-        world.http(url, timeout=1)
+        world.answer(url, timeout=1)

@@ -376,14 +376,13 @@ def _direct(monkeypatch):
 @pytest.mark.parametrize(("page", "body"), [("/up", "20\u00b0C"), ("/odd", "a\ufffdb")])
 def test_the_body_of_a_good_answer_is_text(served, page, body):
     """What a server answers comes back whole; bytes that are no UTF-8 cost nothing around them."""
-    assert LiveWorld().http(served + page, timeout=10) == body
+    assert LiveWorld().answer(served + page, timeout=10).body == body
 
 
 @pytest.mark.usefixtures("_direct")
-def test_an_answer_that_is_not_200_is_no_body(served):
-    """A page that says that there is none is a reason, not a text to parse."""
-    with pytest.raises(Unmeasurable, match=r"/none answers 404 Not Found"):
-        LiveWorld().http(f"{served}/none", timeout=10)
+def test_an_answer_that_is_not_200_says_so(served):
+    """A page that says that there is none is told from one that is there."""
+    assert str(LiveWorld().answer(f"{served}/none", timeout=10)) == "404 Not Found"
 
 
 @pytest.mark.usefixtures("_direct")
@@ -393,14 +392,14 @@ def test_a_server_that_is_not_there_is_named():
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/metrics"
         with pytest.raises(Unmeasurable, match=r"/metrics does not answer: .*refused"):
-            LiveWorld().http(url, timeout=10)
+            LiveWorld().answer(url, timeout=10)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/", "127.0.0.1:9090", ""])
 def test_only_http_is_asked(url):
     """An address from a profile cannot make the run read files."""
     with pytest.raises(Unmeasurable, match="is not an http address"):
-        LiveWorld().http(url, timeout=10)
+        LiveWorld().answer(url, timeout=10)
 
 
 @pytest.mark.usefixtures("_direct")
@@ -418,7 +417,7 @@ def test_a_server_that_does_not_speak_http_is_named():
         thread.start()
         try:
             with pytest.raises(Unmeasurable, match="does not answer"):
-                LiveWorld().http(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=10)
+                LiveWorld().answer(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=10)
         finally:
             thread.join()
 

@@ -8,7 +8,6 @@ import datetime as dt
 import posixpath
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from http import HTTPStatus
 from types import ModuleType
 from typing import Any
 
@@ -205,14 +204,6 @@ class SimWorld:
             message = f"{path} cannot be listed: No such file or directory"
             raise Unmeasurable(message)
         return sorted(found)
-
-    def http(self, url: str, *, timeout: float) -> str:
-        """Return the body of a 200 answer; raises Unmeasurable for any other, and for none."""
-        answer = self.answer(url, timeout=timeout)
-        if answer.status != HTTPStatus.OK:
-            message = f"{url} answers {answer}"
-            raise Unmeasurable(message)
-        return answer.body
 
     def answer(self, url: str, *, timeout: float) -> Answer:  # noqa: ARG002 - the seam's signature; no answer is slow
         """Return what a server of the machine answers; raises Unmeasurable when none does."""
