@@ -24,8 +24,10 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Catalogue, Site
 from pytest_gpuaccept.probes import SHIPPED as PROBES
-from pytest_gpuaccept.probes import kernel_events, kernel_log, storage
-from pytest_gpuaccept.probes.fio import Job
+from pytest_gpuaccept.probes.drives import storage
+from pytest_gpuaccept.probes.drives.fio import Job
+from pytest_gpuaccept.probes.kernel import events as kernel_events
+from pytest_gpuaccept.probes.kernel import log as kernel_log
 from pytest_gpuaccept.world import LiveWorld
 
 BOOT = "0123abcd-0123-4bcd-8123-0123456789ab"

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import aer
-from pytest_gpuaccept.probes.config_space import SEVERITIES, Reporting, reporting
-from pytest_gpuaccept.probes.kernel_log import Record, log_of
+from pytest_gpuaccept.probes.kernel import aer
+from pytest_gpuaccept.probes.kernel.config_space import SEVERITIES, Reporting, reporting
+from pytest_gpuaccept.probes.kernel.log import Record, log_of
 from pytest_gpuaccept.sim.pci_config import config
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld

@@ -11,7 +11,7 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import burn, burnt
+from pytest_gpuaccept.probes.gpus import burn, burnt
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.verdict import judge

@@ -4,7 +4,7 @@ import pytest
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import channels
+from pytest_gpuaccept.probes.kernel import channels
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.world import Completed

@@ -13,7 +13,7 @@ from pytest_gpuaccept.children import cold_read as child
 from pytest_gpuaccept.children.cold_read import File, cold_read
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cold_load
+from pytest_gpuaccept.probes.drives import cold_load
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.world import Disk, LiveWorld
 

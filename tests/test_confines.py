@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import confines
+from pytest_gpuaccept.probes.host import confines
 from pytest_gpuaccept.world import LiveWorld
 from tests.stand_ins import Files
 

@@ -17,8 +17,8 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import copies
 from pytest_gpuaccept.probes.cards import cards
+from pytest_gpuaccept.probes.gpus import copies
 from pytest_gpuaccept.sim.nvml import binding
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

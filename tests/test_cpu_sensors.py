@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cpu_sensors
-from pytest_gpuaccept.probes.cpu_sensors import Sensors
+from pytest_gpuaccept.probes.burns import sensors as cpu_sensors
+from pytest_gpuaccept.probes.burns.sensors import Sensors
 from tests.stand_ins import Files
 
 FUZZ = settings(deadline=None, database=None)

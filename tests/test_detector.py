@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.children import detector
 from pytest_gpuaccept.children.compute import Batch, burn, gemm
-from pytest_gpuaccept.probes.burnt import REHEARSED, outvoted
+from pytest_gpuaccept.probes.gpus.burnt import REHEARSED, outvoted
 from pytest_gpuaccept.sim.loads import DeadMemory
 
 FAST = settings(deadline=None, database=None, max_examples=150)

@@ -7,7 +7,7 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import device_errors
+from pytest_gpuaccept.probes.kernel import device_errors
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.probes import dimms
+from pytest_gpuaccept.probes.host import dimms
 
 HELPER = Path("/usr/lib/udev/dmi_memory_id")
 DDR4, FLASH = 0x1A, 0x09

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import drive
-from pytest_gpuaccept.probes.drive import (
+from pytest_gpuaccept.probes.drives import drive
+from pytest_gpuaccept.probes.drives.drive import (
     Counters,
     Drive,
     Mount,

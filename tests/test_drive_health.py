@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import drive_health
-from pytest_gpuaccept.probes.drive import Backing, Drive, Mount
-from pytest_gpuaccept.probes.drive_health import Health, State, parse_nvme, parse_smartctl, read
+from pytest_gpuaccept.probes.drives import health as drive_health
+from pytest_gpuaccept.probes.drives.drive import Backing, Drive, Mount
+from pytest_gpuaccept.probes.drives.health import Health, State, parse_nvme, parse_smartctl, read
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.world import Completed, Disk
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.probes.drive import Backing, Counters, Drive, Mount
-from pytest_gpuaccept.probes.drive_watch import Look, Watch, busy_percent, thirds, wait_until_quiet
+from pytest_gpuaccept.probes.drives.drive import Backing, Counters, Drive, Mount
+from pytest_gpuaccept.probes.drives.drive_watch import Look, Watch, busy_percent, thirds, wait_until_quiet
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.world import Disk
 

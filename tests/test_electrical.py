@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import electrical
+from pytest_gpuaccept.probes.services import electrical
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.world import Completed

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import engine_load, engines, llamacpp, vllm
+from pytest_gpuaccept.probes.engines import contract as engines
+from pytest_gpuaccept.probes.engines import llamacpp, vllm
+from pytest_gpuaccept.probes.engines import load as engine_load
 from pytest_gpuaccept.profile import Profile
 
 FUZZ = settings(deadline=None, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

@@ -8,7 +8,7 @@ from pytest_gpuaccept.bench import Bench
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import events
+from pytest_gpuaccept.probes.gpus import link_events as events
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

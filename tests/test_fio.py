@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.probes.fio import FioResult, Job, Seen, asked, complaint, flaws, parse_fio, wrong_data
+from pytest_gpuaccept.probes.drives.fio import FioResult, Job, Seen, asked, complaint, flaws, parse_fio, wrong_data
 from pytest_gpuaccept.world import Completed
 
 FUZZ = settings(deadline=None, database=None)

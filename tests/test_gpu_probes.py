@@ -15,9 +15,9 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import burn, burnt, gemm, gpu, links
+from pytest_gpuaccept.probes.burns.cpu import Loaded
 from pytest_gpuaccept.probes.cards import Card, Window, amount, batches, card, cards, flaws, ran_on, tally, window
-from pytest_gpuaccept.probes.cpu import Loaded
+from pytest_gpuaccept.probes.gpus import burn, burnt, gemm, gpu, links
 from pytest_gpuaccept.selfcheck import matrix
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

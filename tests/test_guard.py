@@ -8,7 +8,7 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import Card, cards
-from pytest_gpuaccept.probes.guard import BLIND_S, Guard
+from pytest_gpuaccept.probes.gpus.guard import BLIND_S, Guard
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

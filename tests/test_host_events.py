@@ -7,7 +7,7 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import host_events
+from pytest_gpuaccept.probes.kernel import host_events
 from pytest_gpuaccept.readings import decode, encode
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld

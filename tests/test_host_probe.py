@@ -11,7 +11,8 @@ from pytest_gpuaccept.errors import InputError, Unmeasurable
 from pytest_gpuaccept.loader import load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import host
+from pytest_gpuaccept.probes.host import machine as host
+from pytest_gpuaccept.probes.kernel.options import kernel_blindfolds
 from pytest_gpuaccept.world import LiveWorld
 
 FUZZ = settings(deadline=None, database=None)
@@ -134,7 +135,7 @@ def test_a_placeholder_is_no_board(site, name):
 def test_kernel_blindfolds_are_named(site, options, found):
     """Options that hide hardware errors are found among others, and only as whole words."""
     (site.world.root / "proc/cmdline").write_text(options)
-    assert host.kernel_blindfolds(site) == found
+    assert kernel_blindfolds(site) == found
 
 
 @pytest.mark.parametrize("name", ["1.9", "H13SSL-N", "X0", "P3.80", "0ABC", "ROMED8-2T/BCM", "X-1"])

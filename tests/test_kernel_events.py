@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpuaccept.probes import kernel_events as ke
-from pytest_gpuaccept.probes.kernel_log import Record
+from pytest_gpuaccept.probes.kernel import events as ke
+from pytest_gpuaccept.probes.kernel.log import Record
 from tests.test_aer import CORRECTED_4X, CORRECTED_5X, CORRECTED_68
 
 GPU = "0000:c1:00.0"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import kernel_log
-from pytest_gpuaccept.probes.kernel_log import KernelLog, Mark, Record, log_of, new_records, parse_journal
+from pytest_gpuaccept.probes.kernel import log as kernel_log
+from pytest_gpuaccept.probes.kernel.log import KernelLog, Mark, Record, log_of, new_records, parse_journal
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.world import Completed

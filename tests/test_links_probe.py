@@ -11,8 +11,8 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import links
 from pytest_gpuaccept.probes.cards import Window, card
+from pytest_gpuaccept.probes.gpus import links
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

@@ -13,8 +13,8 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import SHIPPED
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import memory
 from pytest_gpuaccept.probes.cards import Card
+from pytest_gpuaccept.probes.gpus import memory
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import host, next_boot
+from pytest_gpuaccept.probes.host import machine as host
+from pytest_gpuaccept.probes.host import next_boot
 from pytest_gpuaccept.world import Completed, LiveWorld
 
 FUZZ = settings(deadline=None, database=None)

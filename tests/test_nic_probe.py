@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import nic, ports
-from pytest_gpuaccept.probes.kernel_log import Record
+from pytest_gpuaccept.probes.kernel.log import Record
+from pytest_gpuaccept.probes.network import nic, ports
 from pytest_gpuaccept.readings import decode, encode
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld

@@ -15,8 +15,8 @@ from pytest_gpuaccept.children.products import BEYOND, LARGE, Question, compare,
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import numerics
-from pytest_gpuaccept.probes.numerics import DTYPES, REHEARSED, Examiner, WrongProductError, hunt, planned, sizes
+from pytest_gpuaccept.probes.gpus import numerics
+from pytest_gpuaccept.probes.gpus.numerics import DTYPES, REHEARSED, Examiner, WrongProductError, hunt, planned, sizes
 from pytest_gpuaccept.selfcheck.matrix import SHIPPED, load_scenario
 from pytest_gpuaccept.sim.loads import _rounded
 from pytest_gpuaccept.sim.world import SimWorld
@@ -217,7 +217,7 @@ def test_a_wrong_answer_that_does_not_come_again_is_said_to():
 
 def test_hypothesis_leaves_and_prints_nothing(tmp_path):
     """In a process of its own it makes no folder where it was started, and says nothing, also of what is wrong."""
-    wrong = "from pytest_gpuaccept.probes.numerics import WrongProductError as W, hunt, planned\n"
+    wrong = "from pytest_gpuaccept.probes.gpus.numerics import WrongProductError as W, hunt, planned\n"
     wrong += "def examine(question):\n    if question.k > 9: raise W\n"
     program = f"{wrong}assert len(planned(100, 512)) == 100\nassert hunt(100, 512, examine)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)

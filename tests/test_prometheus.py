@@ -14,7 +14,7 @@ import pytest
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import monitoring
+from pytest_gpuaccept.probes.services import monitoring
 from pytest_gpuaccept.sim import monitoring as simulated
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld

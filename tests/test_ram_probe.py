@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import confines, cpu, ram
+from pytest_gpuaccept.probes.burns import cpu, ram
+from pytest_gpuaccept.probes.host import confines
 from pytest_gpuaccept.world import Completed, LiveWorld
 from tests.stand_ins import Files
 

@@ -11,7 +11,7 @@ from pytest_gpuaccept.evidence import outcome_record
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured, show
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import gpu
+from pytest_gpuaccept.probes.gpus import gpu
 from pytest_gpuaccept.report import render_html, summary_text
 from pytest_gpuaccept.report.machine import period
 from pytest_gpuaccept.report.words import blockers, decision, margin_text, word

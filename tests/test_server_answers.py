@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
-from pytest_gpuaccept.probes import exposition, monitoring, prometheus
+from pytest_gpuaccept.probes.services import exposition, monitoring, prometheus
 
 FUZZ = settings(deadline=None, database=None)
 NOW = dt.datetime(2026, 1, 1, 8, 0, tzinfo=dt.UTC)

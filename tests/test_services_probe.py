@@ -9,7 +9,9 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import drive, host, monitoring
+from pytest_gpuaccept.probes.drives import drive
+from pytest_gpuaccept.probes.host import machine as host
+from pytest_gpuaccept.probes.services import monitoring
 from pytest_gpuaccept.sim.nvml import uuid_of
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import config_space, host, settings
+from pytest_gpuaccept.probes.host import machine as host
+from pytest_gpuaccept.probes.host import settings
+from pytest_gpuaccept.probes.kernel import config_space
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.world import LiveWorld

@@ -8,7 +8,7 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import engines as probes
+from pytest_gpuaccept.probes.engines import contract as probes
 from pytest_gpuaccept.profile import Profile
 from pytest_gpuaccept.sim import engines
 from pytest_gpuaccept.sim.machine import Machine, Script, ScriptClock

@@ -9,8 +9,14 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import aer, cpu, drive, drive_health, gpu, kernel_log, ports
-from pytest_gpuaccept.probes import inventory as probes
+from pytest_gpuaccept.probes.burns import cpu
+from pytest_gpuaccept.probes.drives import drive
+from pytest_gpuaccept.probes.drives import health as drive_health
+from pytest_gpuaccept.probes.gpus import gpu
+from pytest_gpuaccept.probes.host import inventory as probes
+from pytest_gpuaccept.probes.kernel import aer
+from pytest_gpuaccept.probes.kernel import log as kernel_log
+from pytest_gpuaccept.probes.network import ports
 from pytest_gpuaccept.sim import drive_files, files, monitoring, platform_files, tools, upkeep
 from pytest_gpuaccept.sim.machine import START, UPTIME_S, buses
 from pytest_gpuaccept.sim.scenario import Scenario

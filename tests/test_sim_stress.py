@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cpu, ram
-from pytest_gpuaccept.probes import stress as words
+from pytest_gpuaccept.probes.burns import cpu, ram
+from pytest_gpuaccept.probes.burns import stress as words
 from pytest_gpuaccept.sim import stress
 from pytest_gpuaccept.sim.machine import Change, When
 from pytest_gpuaccept.sim.scenario import Scenario

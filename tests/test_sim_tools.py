@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cold_load, storage
-from pytest_gpuaccept.probes.fio import Job, parse_fio
+from pytest_gpuaccept.probes.drives import cold_load, storage
+from pytest_gpuaccept.probes.drives.fio import Job, parse_fio
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.sim import fio
 from pytest_gpuaccept.sim.machine import Change, Machine, When

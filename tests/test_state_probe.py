@@ -12,8 +12,8 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import gpu, state
 from pytest_gpuaccept.probes.cards import compute_mode, mig_mode, usable
+from pytest_gpuaccept.probes.gpus import gpu, state
 from pytest_gpuaccept.sim.nvml import NVML
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

@@ -16,7 +16,7 @@ from pytest_gpuaccept.evidence import checked
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import step
+from pytest_gpuaccept.probes.gpus import step
 from pytest_gpuaccept.sim.nvml import uuid_of
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

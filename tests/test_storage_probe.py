@@ -11,10 +11,10 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Interval, Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import storage
-from pytest_gpuaccept.probes.drive import Counters
-from pytest_gpuaccept.probes.drive_watch import Look
-from pytest_gpuaccept.probes.fio import Job, Seen
+from pytest_gpuaccept.probes.drives import storage
+from pytest_gpuaccept.probes.drives.drive import Counters
+from pytest_gpuaccept.probes.drives.drive_watch import Look
+from pytest_gpuaccept.probes.drives.fio import Job, Seen
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.world import Completed, Disk, LiveWorld
 

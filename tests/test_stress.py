@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import stress
+from pytest_gpuaccept.probes.burns import stress
 from pytest_gpuaccept.world import Completed, LiveWorld
 
 FUZZ = settings(deadline=None, database=None)

@@ -8,7 +8,7 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.probe import Site
 from pytest_gpuaccept.probes.cards import cards
-from pytest_gpuaccept.probes.together import READY_S, run_together
+from pytest_gpuaccept.probes.gpus.together import READY_S, run_together
 from pytest_gpuaccept.sim import world as simulated
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

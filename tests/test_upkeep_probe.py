@@ -8,7 +8,7 @@ import pytest
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import upkeep, volumes
+from pytest_gpuaccept.probes.services import upkeep, volumes
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
 from pytest_gpuaccept.world import Completed

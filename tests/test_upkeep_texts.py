@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import upkeep, volumes
+from pytest_gpuaccept.probes.services import upkeep, volumes
 from pytest_gpuaccept.world import Completed, SystemClock
 
 FUZZ = settings(deadline=None, database=None)

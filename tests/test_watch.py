@@ -16,7 +16,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
 from pytest_gpuaccept.probes import watch as probe
-from pytest_gpuaccept.probes.kernel_counts import damage
+from pytest_gpuaccept.probes.kernel.counts import damage
 from pytest_gpuaccept.probes.watch import Charge, Source, Watch
 from pytest_gpuaccept.sim.nvml import binding, uuid_of
 from pytest_gpuaccept.sim.scenario import load_scenario

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpuaccept.probes import xid
+from pytest_gpuaccept.probes.kernel import xid
 
 GPU, OTHER = "0000:c1:00.0", "0000:41:00.0"
 

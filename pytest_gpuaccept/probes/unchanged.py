@@ -1,7 +1,7 @@
 """Whether the machine at the end of the run is the one of its start: parts, places, numbers, settings.
 
-Owns what is looked at twice, and its comparison. The settings of the GPUs are state.py's, the state of
-the network links nic.py's. Must not judge.
+Owns what is looked at twice, and its comparison. The settings of the GPUs are gpus/state.py's, the state of
+the network links network/nic.py's. Must not judge.
 """
 
 import re
@@ -13,8 +13,8 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import dimms, settings
-from pytest_gpuaccept.probes.aer import PCI
+from pytest_gpuaccept.probes.host import dimms, settings
+from pytest_gpuaccept.probes.kernel.aer import PCI
 from pytest_gpuaccept.probes.since import attempt, begun
 
 UNCHANGED = Metric("host.inventory.unchanged", "The machine is the one of the start", "flag", "host")

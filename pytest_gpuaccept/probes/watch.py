@@ -19,14 +19,17 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Kind, NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
-from pytest_gpuaccept.probes import aer, drive_health, kernel_counts, kernel_events
-from pytest_gpuaccept.probes.aer import COUNTERS, PCI, normal_address, parse_aer, port_above
 from pytest_gpuaccept.probes.cards import amount, cards
-from pytest_gpuaccept.probes.drive import Drive, drives_of
-from pytest_gpuaccept.probes.kernel_counts import EDAC, EXT4, TAINTED, VMSTAT, damage
-from pytest_gpuaccept.probes.kernel_log import KERNEL_CLOCK, LOADED, KernelLog, read_log, since_start
-from pytest_gpuaccept.probes.kernel_log import Record as LogRecord
-from pytest_gpuaccept.probes.ports import ERRORS, NET, interface_of, ports_below
+from pytest_gpuaccept.probes.drives import health as drive_health
+from pytest_gpuaccept.probes.drives.drive import Drive, drives_of
+from pytest_gpuaccept.probes.kernel import aer
+from pytest_gpuaccept.probes.kernel import counts as kernel_counts
+from pytest_gpuaccept.probes.kernel import events as kernel_events
+from pytest_gpuaccept.probes.kernel.aer import COUNTERS, PCI, normal_address, parse_aer, port_above
+from pytest_gpuaccept.probes.kernel.counts import EDAC, EXT4, TAINTED, VMSTAT, damage
+from pytest_gpuaccept.probes.kernel.log import KERNEL_CLOCK, LOADED, KernelLog, read_log, since_start
+from pytest_gpuaccept.probes.kernel.log import Record as LogRecord
+from pytest_gpuaccept.probes.network.ports import ERRORS, NET, interface_of, ports_below
 from pytest_gpuaccept.probes.since import Seen, attempt, begun
 from pytest_gpuaccept.world import Load, Record
 

@@ -13,10 +13,10 @@ from pytest_gpuaccept.children.cold_read import File
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import cold_load, drive, storage
-from pytest_gpuaccept.probes.drive import behind, drives_of
-from pytest_gpuaccept.probes.drive_watch import Watch
-from pytest_gpuaccept.probes.fio import Seen, flaws, parse_fio
+from pytest_gpuaccept.probes.drives import cold_load, drive, storage
+from pytest_gpuaccept.probes.drives.drive import behind, drives_of
+from pytest_gpuaccept.probes.drives.drive_watch import Watch
+from pytest_gpuaccept.probes.drives.fio import Seen, flaws, parse_fio
 from pytest_gpuaccept.profile import DeviceFacts, Profile
 from pytest_gpuaccept.world import Disk, LiveWorld
 

@@ -16,9 +16,13 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.loader import load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Catalogue, Site
-from pytest_gpuaccept.probes import SHIPPED, aer, kernel_events, kernel_log, ports
-from pytest_gpuaccept.probes.aer import PCI, port_above, read_counters
-from pytest_gpuaccept.probes.config_space import reporting
+from pytest_gpuaccept.probes import SHIPPED
+from pytest_gpuaccept.probes.kernel import aer
+from pytest_gpuaccept.probes.kernel import events as kernel_events
+from pytest_gpuaccept.probes.kernel import log as kernel_log
+from pytest_gpuaccept.probes.kernel.aer import PCI, port_above, read_counters
+from pytest_gpuaccept.probes.kernel.config_space import reporting
+from pytest_gpuaccept.probes.network import ports
 from pytest_gpuaccept.world import LiveWorld
 
 pytestmark = pytest.mark.real_kernel

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.probe import Site
-from pytest_gpuaccept.probes import nic, ports
+from pytest_gpuaccept.probes.network import nic, ports
 from pytest_gpuaccept.world import LiveWorld
 
 UP_WITHIN_S = 10.0

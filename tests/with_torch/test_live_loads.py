@@ -15,7 +15,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement
 from pytest_gpuaccept.probe import Catalogue, Site
 from pytest_gpuaccept.probes import SHIPPED as PROBES
-from pytest_gpuaccept.probes import copies, memory
+from pytest_gpuaccept.probes.gpus import copies, memory
 from pytest_gpuaccept.sim.nvml import binding
 from pytest_gpuaccept.sim.scenario import load_scenario
 from pytest_gpuaccept.sim.world import SimWorld

@@ -1,0 +1,1 @@
+"""The network: the ports below an interface, and how its link fared during the run."""
