@@ -15,12 +15,14 @@ from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.evidence import TWICE, checked
 from pytest_gpuaccept.measurement import Measurement, NotMeasured, Outcome, Provenance, number
 from pytest_gpuaccept.metric import Metric
-from pytest_gpuaccept.probe import Catalogue, Probe, Site
+from pytest_gpuaccept.probe import PHASES, Catalogue, Probe, Site
 from pytest_gpuaccept.probes.watch import Watch
 from pytest_gpuaccept.profile import Profile, Scalar
 from pytest_gpuaccept.readings import encode
 from pytest_gpuaccept.world import World
 
+FIRST_LOAD = PHASES.index("idle")
+"""Place of the first phase that waits, or loads the machine."""
 NO_METHOD = "no live method yet"
 NOT_RECORDED = "not recorded"
 SINCE_RESUMED = "counts only what came after the run was resumed"
@@ -167,6 +169,21 @@ class Bench:
         if missing := [tool for tool in probe.tools if not self._world.has(tool)]:
             return f"{', '.join(missing)} not found; install with: apt-get install {' '.join(missing)}"
         return next(filter(None, map(self._world.refuses, probe.loads)), "")
+
+    def unready(self, metric: str, device: str) -> str:
+        """Say why a metric cannot be measured on a device, as far as shows before any load, or nothing."""
+        probe = self.catalogue.home(metric)
+        if reason := self.unavailable(probe):
+            return reason
+        if PHASES.index(probe.phase) < FIRST_LOAD and not probe.load:
+            outcome = self.outcome(metric, device)
+            return outcome.reason if isinstance(outcome, NotMeasured) else ""
+        try:
+            if probe.ready:
+                probe.ready(self._site(probe, device))
+        except Unmeasurable as error:
+            return str(error)
+        return ""
 
     def _run_once(self, probe: Probe, device: str) -> None:
         if reason := self.unavailable(probe) or (self.hold if probe.load else ""):

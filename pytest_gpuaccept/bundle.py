@@ -126,7 +126,8 @@ def _read_bytes(file: Path, flaws: list[str]) -> bytes:
 
 def _read_records(raw: bytes, flaws: list[str]) -> list[Record]:
     """Return the records up to the first one that cannot be believed."""
-    chain, records = hashlib.sha256(), []
+    chain, records = hashlib.sha256(), list[Record]()
+    whole, good = True, 0
     for number, line in enumerate(raw.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             flaws.append(f"evidence.jsonl line {number}: torn, the run was cut off while writing")
@@ -135,8 +136,13 @@ def _read_records(raw: bytes, flaws: list[str]) -> list[Record]:
         if record is None or record.get("seq") != number - 1:
             flaws.append(f"evidence.jsonl line {number}: not a record of this bundle, or one is missing before it")
             break
-        if record.get("k") == "checkpoint" and record.get("sha256") != chain.hexdigest():
-            flaws.append(f"evidence.jsonl line {number}: a byte before this checkpoint was changed")
+        if record.get("k") == "checkpoint" and whole:
+            whole, since = record.get("sha256") == chain.hexdigest(), good
+            good = number
+            if not whole:
+                flaws.append(
+                    f"evidence.jsonl line {number}: a byte between line {since} and this checkpoint was changed"
+                )
         chain.update(line)
         if record.get("k") in OUTCOMES:
             try:

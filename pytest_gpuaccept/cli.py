@@ -6,6 +6,7 @@ Exit status: 0 accepted or done, 1 rejected or not intact, 4 bad input, 10 incom
 import argparse
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from pytest_gpuaccept.errors import InputError
 from pytest_gpuaccept.loader import SHIPPED, known_profiles, load_profile
 from pytest_gpuaccept.probe import Catalogue
 from pytest_gpuaccept.probes import SHIPPED as PROBES
-from pytest_gpuaccept.report import render_html, summary_text
+from pytest_gpuaccept.report import summary_text
 from pytest_gpuaccept.report.words import decision, word
-from pytest_gpuaccept.run import Source, open_bundle, render, start
+from pytest_gpuaccept.run import Source, decided, open_bundle, page_of, render, start
 from pytest_gpuaccept.transcribe import transcribe
 from pytest_gpuaccept.world import SystemClock
 
@@ -128,6 +129,7 @@ def _verify(options: argparse.Namespace) -> int:
     bundle = read_bundle(options.bundle)
     flaws = [*bundle.flaws, *_report_flaws(bundle)]
     _say_flaws(flaws)
+    _say_how_to_go_on(bundle)
     if not flaws:
         _say(f"intact: {len(bundle.records)} records, {bundle.mode}, {decision(bundle)}")
     return DEFECT if flaws else 0
@@ -136,7 +138,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _report_flaws(bundle: Bundle) -> list[str]:
     """Return whether the page beside the evidence is the one that the evidence gives."""
     page = bundle.folder / "report.html"
-    if not page.exists() or page.read_bytes() == render_html(bundle, Catalogue(PROBES)).encode():
+    if not page.exists() or page.read_bytes() == page_of(bundle, Catalogue(PROBES)).encode():
         return []
     return ["report.html is not the page that this version renders from the evidence: render it again"]
 
@@ -144,6 +146,11 @@ def _report_flaws(bundle: Bundle) -> list[str]:
 def _say_flaws(flaws: Sequence[str]) -> None:
     for flaw in flaws:
         _say(f"NOT INTACT {flaw}")
+
+
+def _say_how_to_go_on(bundle: Bundle) -> None:
+    if not bundle.finished and bundle.profile and bundle.mode in ("live", "simulated"):
+        _say(f"go on with it: pytest acceptance/ --hw={bundle.profile.name} --hw-resume={bundle.folder}")
 
 
 def _rejudge(options: argparse.Namespace) -> int:
@@ -158,17 +165,22 @@ def _rejudge(options: argparse.Namespace) -> int:
         change = f"  (was {was})" if before and was != verdict.verdict else ""
         if change or options.verbose or not before:
             _say(f"{word(verdict):14} {name}[{device}]: {verdict.reason}{change}")
+    gone = Counter(v.verdict for v in bundle.verdicts if (v.line, v.device) not in run.expected())
+    if gone:
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in gone.most_common())
+        _say(f"not in this profile, and so not judged: {counts}")
     outcome = run.finish("not judged")
     _say(f"{outcome}  profile {profile.name} sha256 {profile.digest()}")
     return outcome.exit_status
 
 
 def _render(options: argparse.Namespace) -> int:
-    bundle = read_bundle(options.bundle)
+    bundle, catalogue = read_bundle(options.bundle), Catalogue(PROBES)
     width = shutil.get_terminal_size((110, 24)).columns
-    sys.stdout.write(summary_text(bundle, width, colour=sys.stdout.isatty()))
+    sys.stdout.write(summary_text(decided(bundle, catalogue), width, colour=sys.stdout.isatty()))
     _say_flaws(bundle.flaws)
-    _say(f"{decision(bundle)}  report: {render(options.bundle, Catalogue(PROBES)).resolve()}")
+    _say_how_to_go_on(bundle)
+    _say(f"{decision(bundle)}  report: {render(options.bundle, catalogue).resolve()}")
     return DEFECT if any("cut off" not in flaw for flaw in bundle.flaws) else 0
 
 
@@ -209,7 +221,7 @@ def _init(_: argparse.Namespace) -> int:
             message = f"{target} exists already and is left as it is"
             raise InputError(message)
         shutil.copytree(SHIPPED / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        _say(f"{name}/ copied; edit it, then: pytest acceptance/ --hw=PROFILE")
+        _say(f"{name}/ copied; edit it, then: pytest acceptance/ --tb=no -rN --hw=PROFILE")
     return 0
 
 

@@ -19,6 +19,10 @@ LOWEST_FLOOR = 0.30
 floors that are 10 to 1000 times too low, and healthy cards reach 0.6 and more."""
 HOTTEST_SHUTDOWN = 105
 """C that no GPU survives: above the shutdown of every card whose own is known (89 to 96)."""
+HOTTEST = 125
+"""C at which no CPU, memory module or drive works any more."""
+WHOLE = 100
+"""%."""
 PHYSICS_LINES = ("gpu.gemm.efficiency", "gpu.copy.device")
 DEVICE_IDS = {"nvme": r"(nvme|disk)\d+", "nic": r"nic\d+", "vllm": "vllm", "llamacpp": "llamacpp"}
 
@@ -56,7 +60,7 @@ def _check_line(line: Line, profile: Profile, catalogue: Catalogue) -> Iterator[
         near = did_you_mean(line.id, catalogue.metrics)
         yield Mistake(line.file, line.id, "", f"no probe declares this metric{near}")
         return
-    rules = (_unit, _shape, _order, _guard, _rate, _roof, _devices)
+    rules = (_unit, _shape, _order, _guard, _possible, _rate, _roof, _devices)
     for key, reason in (flaw for rule in rules for flaw in rule(line, metric, profile)):
         yield Mistake(line.file, line.id, key, reason)
 
@@ -102,6 +106,18 @@ def _guard(line: Line, _metric: Metric, _: Profile) -> Flaws:
         yield "severity", "an uncalibrated limit is advisory"
 
 
+def _possible(line: Line, metric: Metric, _: Profile) -> Flaws:
+    """But for temperatures and losses, nothing that is measured is below zero; and no share is above all."""
+    if metric.unit == "C":
+        return
+    if line.min is not None and line.min <= 0:
+        yield "min", f"{line.min:g} {line.unit} cannot fail: nothing that is measured is less"
+    if line.max is not None and line.max < 0:
+        yield "max", f"{line.max:g} {line.unit} cannot be met"
+    if metric.unit == "%" and line.min is not None and line.min > WHOLE:
+        yield "min", f"{line.min:g} % cannot be met"
+
+
 def _rate(line: Line, metric: Metric, profile: Profile) -> Flaws:
     for device in profile.devices_of(line, metric.kind):
         rate = profile.rate(metric.rate, device)
@@ -126,10 +142,13 @@ def _roof(line: Line, metric: Metric, profile: Profile) -> Flaws:
         return
     if line.max is None or line.min is not None:
         yield "min" if line.min is not None else "max", "this metric is bad when it is high: it takes a max, alone"
+    if metric.unit != "C" or line.max is None:
+        return
     shutdown = profile.card.facts.temperature_shutdown_c if profile.card else None
-    highest = shutdown or HOTTEST_SHUTDOWN
-    if metric.unit == "C" and metric.kind == "gpu" and line.max is not None and line.max > highest:
-        yield "max", f"{line.max:g} C is beyond {'the card' if shutdown else 'any card'}'s shutdown at {highest} C"
+    highest = (shutdown or HOTTEST_SHUTDOWN) if metric.kind == "gpu" else HOTTEST
+    if line.max > highest:
+        whose = "any part's" if metric.kind != "gpu" else "the card's" if shutdown else "any card's"
+        yield "max", f"{line.max:g} C is beyond {whose} shutdown at {highest} C"
 
 
 def _devices(line: Line, metric: Metric, profile: Profile) -> Flaws:

@@ -183,9 +183,11 @@ class _Loader:
     def _resolve(self, name: str, raw: ProfileFile, effort: str, file: Path | None) -> Profile | None:
         card_name = self._card_name(raw.card, name) if raw.card else None
         card = self.cards()[card_name] if card_name else None
-        if raw.gpus and card is None:
+        refers = any("@card." in str(line.get(key)) for line in raw.line.values() for key in LIMITS)
+        if card is None and (raw.gpus or refers):
             if not raw.card:
-                self.mistakes.append(Mistake(name, "", "card", "GPUs are ordered, but no card is named"))
+                reason = "missing: which GPU was ordered? One of " + ", ".join(self.cards())
+                self.mistakes.append(Mistake(self._show(file) if file else name, "", "card", reason))
             return None
         lines = {i: line for i, table in raw.line.items() if (line := self._line(i, table, card, raw.gpus))}
         named: Table = {kind: tuple(ids) for kind, ids in raw.devices.items()}

@@ -64,8 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "spec(*lines): spec lines, by id or pattern, that this test decides")
     config.addinivalue_line("markers", "simulated(profile, scenario): gives this test a simulated machine of its own")
     if config.option.hw is None:
-        if config.option.hw_replay or config.option.hw_sim or config.option.hw_resume is not None:
-            message = "--hw-replay, --hw-sim and --hw-resume need --hw=PROFILE: what was ordered?"
+        given = {name: value for name, value in vars(config.option).items() if name.startswith("hw_")}
+        if meant := [name for name, value in given.items() if value not in (None, False, "standard")]:
+            message = f"--{meant[0].replace('_', '-')} needs --hw=PROFILE: what was ordered?"
             raise pytest.UsageError(message)
         return
     from pytest_gpuaccept.errors import InputError  # noqa: PLC0415 - only with --hw

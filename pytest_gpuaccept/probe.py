@@ -78,6 +78,7 @@ class Probe:
         driver: it needs the NVIDIA driver.
         loads: load scripts that it starts.
         before: reads what `measure` will compare with, once, at the start of the run.
+        ready: raises Unmeasurable where it shows before any load that `measure` cannot do its work.
 
     """
 
@@ -92,6 +93,7 @@ class Probe:
     driver: bool = False
     loads: tuple[str, ...] = ()
     before: Callable[[Site], object] | None = None
+    ready: Callable[[Site], object] | None = None
 
 
 class Catalogue:

@@ -218,8 +218,9 @@ class Profile(StrictModel):
     attested: tuple[Attestation, ...] = ()
 
     def digest(self) -> str:
-        """Return the SHA-256 of the resolved profile, waivers and attestations included."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Return the SHA-256 of the resolved profile, waivers and attestations included, wherever its files lie."""
+        lines = {name: line.model_copy(update={"file": ""}) for name, line in self.lines.items()}
+        return hashlib.sha256(self.model_copy(update={"lines": lines}).model_dump_json().encode()).hexdigest()
 
     def devices_of(self, line: Line, kind: Kind) -> tuple[str, ...]:
         """Return the devices on which `line`, whose metric is of `kind`, is decided."""

@@ -99,13 +99,13 @@ def fingerprint(world: World | None) -> dict[str, str]:
     return facts
 
 
-def unfinished(roots: Iterable[Path], name: str, mode: str, host: Mapping[str, str]) -> list[Path]:
-    """Return the bundles below `roots` of runs of a profile on this machine that nobody finished, the newest first.
+def unfinished(roots: Iterable[Path], mode: str, host: Mapping[str, str]) -> dict[Path, str]:
+    """Return the bundles below `roots` of runs on this machine that nobody finished, and their profiles, newest first.
 
-    One that still runs is none of them, nor one that another run took over, or whose reset a finished one counts.
+    One that still runs is none of them, nor one that another run took over, or whose end a finished one judged.
     """
     if not _is_machine(host["machine_id"]):
-        return []
+        return {}
     known: dict[Path, Record] = {}
     for file in (file for root in dict.fromkeys(roots) for file in root.glob("*/manifest.json")):
         with suppress(InputError):
@@ -113,18 +113,17 @@ def unfinished(roots: Iterable[Path], name: str, mode: str, host: Mapping[str, s
     ours = {
         folder: manifest
         for folder, manifest in known.items()
-        if (manifest.get("profile"), manifest["mode"]) == (name, mode)
-        and manifest.get("host", {}).get("machine_id") == host["machine_id"]
+        if manifest["mode"] == mode and manifest.get("host", {}).get("machine_id") == host["machine_id"]
     }
     stands = {folder for folder, m in ours.items() if not m.get("cuts") or _took_over(folder)}
-    followed = {ours[folder]["origin"].get("folder") for folder in stands if ours[folder].get("cuts")}
-    followed |= {heard for manifest in ours.values() if manifest.get("decision") for heard in manifest.get("heard", [])}
-    left = [
-        folder
-        for folder in stands
-        if ours[folder].get("decision") is None and folder.name not in followed and not is_being_written(folder)
-    ]
-    return sorted(left, key=lambda folder: str(ours[folder].get("started")), reverse=True)
+    ended = {folder for folder, m in ours.items() if m.get("decision") is not None}
+    stood_in = {folder for folder in ended if ours[folder].get("cuts") or ours[folder].get("heard")}
+    silent = {folder for folder in stood_in if not _tells_resets(folder)}
+    followed = {ours[folder]["origin"].get("folder") for folder in stands - silent if ours[folder].get("cuts")}
+    followed |= {heard for folder in ended - silent for heard in ours[folder].get("heard", [])}
+    left = [f for f in stands - ended if f.name not in followed and not is_being_written(f)]
+    left.sort(key=lambda folder: str(ours[folder].get("started")), reverse=True)
+    return {folder: str(ours[folder].get("profile")) for folder in left}
 
 
 def resets_of(folders: Iterable[Path], boot: str) -> tuple[Cut, ...]:
@@ -134,6 +133,13 @@ def resets_of(folders: Iterable[Path], boot: str) -> tuple[Cut, ...]:
         with suppress(InputError, KeyError):
             cuts.append(_cut(read_bundle(folder), boot))
     return tuple(cut for cut in cuts if cut.how == "reset")
+
+
+def _tells_resets(folder: Path) -> bool:
+    """Say whether a run that came to its end told how often the machine was started anew."""
+    with suppress(InputError):
+        return any(v.line == NAME and v.value is not None for v in read_bundle(folder).verdicts)
+    return False
 
 
 def _took_over(folder: Path) -> bool:
@@ -162,7 +168,7 @@ def take(folder: Path, profile: Profile, catalogue: Catalogue, mode: str, scenar
 
 def _lasted_s(bundle: Bundle) -> float:
     """Return how long a run lasted in s: a simulated machine is built anew, and its clock goes on from there."""
-    began, ended = (dt.datetime.fromisoformat(text) for text in (bundle.manifest["started"], bundle.records[-1]["t"]))
+    began, ended = (dt.datetime.fromisoformat(text) for text in (bundle.manifest["started"], _last(bundle)))
     return max(0.0, (ended - began).total_seconds())
 
 
@@ -218,8 +224,13 @@ def _cut(bundle: Bundle, boot: str) -> Cut:
     started = [record for record in bundle.records if record["k"] == "probe"]
     last = started[-1] if started else {"phase": "", "name": "", "device": ""}
     running = bool(_open(bundle.records))
-    at = str(bundle.records[-1]["t"])
+    at = _last(bundle)
     return Cut(how, last["phase"], last["name"], last["device"], running, was, at, bundle.folder.name)
+
+
+def _last(bundle: Bundle) -> str:
+    """Return when a run was last heard of; the power may have gone before its first record was on the disk."""
+    return str(bundle.records[-1]["t"] if bundle.records else bundle.manifest["started"])
 
 
 def _open(records: Iterable[Record]) -> set[Run]:

@@ -23,7 +23,7 @@ from pytest_gpuaccept.profile import Profile, Waiver
 from pytest_gpuaccept.report import render_html
 from pytest_gpuaccept.resume import Resumption, fingerprint
 from pytest_gpuaccept.verdict import Decision, DecisionWord, Verdict, decide, judge, undecided, waive
-from pytest_gpuaccept.world import Clock, Mode, World
+from pytest_gpuaccept.world import Clock, Mode, SystemClock, World
 
 STAMPS = {"live": "", "simulated": "SIMULATED", "replayed": "REPLAYED", "published": "REPLAYED"}
 Key = tuple[str, str]
@@ -111,13 +111,13 @@ class Run:
             self.writer.record("verdict", **body, reason=verdict.reason)
 
     def undecidable(self) -> dict[str, list[str]]:
-        """Return the required lines that cannot be measured here, by reason; runs nothing."""
+        """Return the required lines that cannot be measured here, by reason; runs what comes before any load."""
         found: dict[str, list[str]] = {}
         for name, device in self.expected():
             metric, line = self.catalogue.metrics[name], self.profile.lines[name]
             if metric.derive or line.severity != "required" or (name, device) in self.bench.table:
                 continue
-            if reason := self.bench.unavailable(self.catalogue.home(name)):
+            if reason := self.bench.unready(name, device):
                 lines = found.setdefault(reason.split(":")[0] if "live method" in reason else reason, [])
                 lines += [name] if name not in lines else []
         return found
@@ -241,8 +241,29 @@ def open_bundle(folder: Path) -> Bundle:
 def render(folder: Path, catalogue: Catalogue) -> Path:
     """Render the report of a bundle into it and return its path."""
     file = folder / "report.html"
-    write_whole(file, render_html(read_bundle(folder), catalogue))
+    write_whole(file, page_of(read_bundle(folder), catalogue))
     return file
+
+
+def page_of(bundle: Bundle, catalogue: Catalogue) -> str:
+    """Return the report of a bundle as HTML."""
+    return render_html(decided(bundle, catalogue), catalogue)
+
+
+def decided(bundle: Bundle, catalogue: Catalogue) -> Bundle:
+    """Return a bundle with a verdict of every line, also where the run was cut off before it came to one."""
+    if bundle.finished or bundle.profile is None:
+        return bundle
+    told = {(outcome.metric, outcome.device) for outcome in bundle.outcomes()}
+    run = start(bundle.profile, catalogue, SystemClock(), Source("replayed", bundle=bundle), None)
+    cut = "the run was cut off before it was measured"
+    verdicts = (
+        run.judge(name, device)
+        if (name, device) in told
+        else undecided("NOT_RUN", run.profile.lines[name], device, cut)
+        for name, device in run.expected()
+    )
+    return replace(bundle, verdicts=tuple(verdicts))
 
 
 def _manifest(profile: Profile, catalogue: Catalogue, source: Source) -> Record:

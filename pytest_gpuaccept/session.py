@@ -63,6 +63,9 @@ def settings(config: pytest.Config) -> Settings:
     if len(replays) + len(scenarios) > 1:
         message = "two worlds at once: give one of --hw-sim and --hw-replay, once"
         raise pytest.UsageError(message)
+    if option.hw_evidence == "":
+        message = "--hw-evidence: names no folder"
+        raise pytest.UsageError(message)
     if replays and option.hw_resume is not None:
         message = "--hw-replay judges what was recorded, --hw-resume measures what is missing: give one of them"
         raise pytest.UsageError(message)
@@ -135,19 +138,20 @@ class Session:
         s = self.settings
         if s.resume is None or source.world is None:
             return source
-        left = [s.folder / s.resume] if s.resume else self._unfinished(source)
+        cut_off = [folder for folder, name in self._unfinished(source).items() if name == self.profile.name]
+        left = [s.folder / s.resume] if s.resume else cut_off
         if not left:
             message = f"--hw-resume: no run of {self.profile.name} on this machine was cut off in {EVIDENCE_ROOT}/"
             raise InputError(message)
         how = source.mode, source.scenario, source.world
         return replace(source, resumption=take(left[0], self.profile, self.catalogue, *how))
 
-    def _unfinished(self, source: Source) -> list[Path]:
+    def _unfinished(self, source: Source) -> dict[Path, str]:
         roots = [
             self.settings.folder / EVIDENCE_ROOT,
             *([self.settings.evidence.parent] if self.settings.evidence else []),
         ]
-        return unfinished(roots, self.profile.name, source.mode, fingerprint(source.world))
+        return unfinished(roots, source.mode, fingerprint(source.world))
 
     def _new_folder(self) -> Path:
         stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ")
@@ -207,14 +211,14 @@ class Session:
         """Take the signals and open the evidence; loads are held back when the run cannot be decided."""
         if not self.settings.worker:
             self._take_signals()
-        left = self._unfinished(self.source) if self.source.world and not self.source.resumption else []
+        left = self._unfinished(self.source) if self.source.world and not self.source.resumption else {}
         if left:
             heard = resets_of(left, fingerprint(self.source.world)["boot_id"])
             self.source = replace(self.source, heard=heard)
         self.run = start(self.profile, self.catalogue, self.clock, self.source, self.folder)
         self.config.stash[RUN] = self.run
         if left:
-            self._tell_unfinished(self.run, left[0])
+            self._tell_unfinished(self.run, *next(iter(left.items())))
         if self.folder and self.folder.parent.name == EVIDENCE_ROOT:
             (self.folder.parent / ".gitignore").write_text("*\n")
         for kind, reason in self._before:
@@ -241,12 +245,12 @@ class Session:
             heeded = "loads do not heed it, engines started from this shell do: unset it"
             run.note("remark", f"CUDA_VISIBLE_DEVICES={hidden} is set: {heeded}")
 
-    def _tell_unfinished(self, run: Run, left: Path) -> None:
+    def _tell_unfinished(self, run: Run, left: Path, name: str) -> None:
         """Say that a run before this one was cut off: of what it found only a reset is in this run's verdicts."""
         reset = any(cut.folder == left.name for cut in self.source.heard)
         since = " by a restart of the machine, which counts in this run" if reset else ""
         place = os.path.relpath(left, self.settings.folder)
-        what = f"a run of {self.profile.name} was cut off{since}: {place}; --hw-resume={place} goes on with it"
+        what = f"a run of {name} was cut off{since}: {place}; --hw={name} --hw-resume={place} goes on with it"
         self.write(f"gpuaccept: {what}")
         run.note("remark", what)
 

@@ -8,6 +8,8 @@ import datetime as dt
 import tomllib
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from pytest_gpuaccept import __version__
 from pytest_gpuaccept.errors import InputError, did_you_mean
 from pytest_gpuaccept.evidence import Writer
@@ -52,7 +54,7 @@ def transcribe(file: Path, folder: Path, catalogue: Catalogue) -> int:
         text = file.read_text(encoding="utf-8")
         figures = Figures.model_validate(tomllib.loads(text))
     except (OSError, ValueError, RecursionError) as error:
-        message = f"{file}: {error}"
+        message = f"{file} is no file of figures: {_first(error)}"
         raise InputError(message) from None
     outcomes = [m for figure in figures.figure for m in _measurements(figure, catalogue, file)]
     places = [(m.metric, m.device) for m in outcomes]
@@ -67,6 +69,15 @@ def transcribe(file: Path, folder: Path, catalogue: Catalogue) -> int:
         writer.outcome(outcome)
     writer.close("NOT JUDGED", [])
     return len(outcomes)
+
+
+def _first(error: Exception) -> str:
+    """Return what is wrong in one line: of several mistakes the first, and how many there are more."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first, more = error.errors()[0], error.error_count() - 1
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" + (f" (and {more} more)" if more else "")
 
 
 def _measurements(figure: Figure, catalogue: Catalogue, file: Path) -> list[Measurement]:

@@ -60,6 +60,20 @@ def test_an_error_that_only_the_log_tells_counts(world, profile):
     assert found[CORRECTED].note == f"{DRIVE} 1"
 
 
+def test_none_counted_by_devices_that_do_not_report_is_not_proven(world, profile):
+    """What is not asked to tell its errors tells none."""
+    world.machine.host.devices_report = False
+    found = whole_run(world, profile)
+    assert all(f"{DRIVE} does not report" in outcome.reason for outcome in found.values())
+
+
+def test_none_counted_where_the_kernel_does_not_listen_is_not_proven(world, profile):
+    """The counters are there all the same, and stay at zero."""
+    world.machine.host.aer_armed = False
+    found = whole_run(world, profile)
+    assert all("does not listen to" in outcome.reason for outcome in found.values())
+
+
 def test_a_gpus_error_is_not_counted_here(world, profile):
     """It has its own lines, and counts once."""
     world.machine.gpus[3].p.aer_corrected_per_min = 30.0

@@ -112,6 +112,13 @@ def notes(site):
     return {o.metric: o.note for o in dimms.readings(site) if isinstance(o, Measurement)}
 
 
+@pytest.mark.parametrize(("mib", "why"), [("131072", "EDAC watches 128 of 251 GiB"), ("", "EDAC watches 0 of 251 GiB")])
+def test_memory_that_nobody_watches_is_not_known_to_be_corrected(site, mib, why):
+    """A controller without a driver shows nothing, and so no module without correction."""
+    (site.world.root / "sys/devices/system/edac/mc/mc0/size_mb").write_text(mib)
+    assert why in values(site)["host.memory.ecc"]
+
+
 def test_a_healthy_machine_gives_every_reading(site):
     """Every reading has the value that its source states."""
     assert values(site) == pytest.approx(

@@ -205,7 +205,9 @@ def test_what_is_on_no_block_device_is_refused(box, number, kind, source):
         behind(box, MODELS)
 
 
-@pytest.mark.parametrize("name", ["loop3", "zram0", "ram1", "nbd0", "rbd0", "drbd0", "zd16", "dm-4", "md3"])
+@pytest.mark.parametrize(
+    "name", ["loop3", "zram0", "ram1", "nbd0", "rbd0", "drbd0", "zd16", "dm-4", "md3", "pmem0", "nullb0", "ublkb0"]
+)
 def test_what_only_looks_like_a_drive_is_refused(box, name):
     """A file, memory, the network, and a layer that lies on nothing are no drive."""
     box.layer("7:3", name)
@@ -221,6 +223,32 @@ def test_layers_without_a_bottom_are_refused(box):
     box.link("sys/devices/virtual/block/dm-0/slaves/dm-1", "sys/devices/virtual/block/dm-1")
     box.mount("252:0")
     with pytest.raises(Unmeasurable, match="layers without a bottom"):
+        behind(box, MODELS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "local"), [("ahci", True), ("mpt3sas", True), ("iscsi_tcp", False), ("lpfc", False)]
+)
+def test_a_scsi_disk_is_where_its_host_is(box, driver, local):
+    """A disk of iSCSI or Fibre Channel looks like any other, but for the driver of its host."""
+    own = box.put("sys/devices/pci0/host3/target3:0:0/3:0:0:0", **{"scsi_device__3:0:0:0__uevent": ""})
+    disk = box.block("8:0", "sda", f"{own}/block")
+    box.link(f"{disk}/device", own)
+    box.put("sys/class/scsi_host/host3", proc_name=driver)
+    box.mount("8:0")
+    if local:
+        assert [drive.name for drive in behind(box, MODELS).drives] == ["sda"]
+    else:
+        with pytest.raises(Unmeasurable, match=f"sda is not in this machine: it is reached by {driver}"):
+            behind(box, MODELS)
+
+
+def test_an_array_that_lacks_a_drive_is_refused(box):
+    """Its rate is not the one of the array that was ordered."""
+    disk, _ = box.nvme()
+    box.layer("9:0", "md0", disk, md__degraded="1")
+    box.mount("9:0")
+    with pytest.raises(Unmeasurable, match="md0 lacks 1 of its drives"):
         behind(box, MODELS)
 
 

@@ -151,7 +151,7 @@ def test_a_checkpoint_shows_a_change_even_without_an_end(tmp_path, clock, profil
     folder = make(tmp_path / "cut", clock, profile, close=False)
     file = folder / "evidence.jsonl"
     file.write_text(file.read_text().replace("160.0", "999.0", 1))
-    assert any("before this checkpoint" in flaw for flaw in read_bundle(folder).flaws)
+    assert any("and this checkpoint was changed" in flaw for flaw in read_bundle(folder).flaws)
 
 
 def test_missing_files_are_flaws_and_foreign_folders_bad_input(bundle, tmp_path):

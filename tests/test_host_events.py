@@ -1,6 +1,7 @@
 """What the kernel counted and said during the run counts; none seen needs the counter, or the log, at both ends."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from pytest_gpuaccept.probes.kernel import host_events
 from pytest_gpuaccept.readings import decode, encode
 from pytest_gpuaccept.sim.scenario import Scenario
 from pytest_gpuaccept.sim.world import SimWorld
+from tests.stand_ins import Files
 
 ALL = [metric.id for metric in host_events.PROBES[0].metrics]
 
@@ -34,6 +36,48 @@ def whole_run(world, profile, meanwhile=lambda: None):
 def values(outcomes):
     """Return the values of measurements, the reasons of absences."""
     return {m: o.value if isinstance(o, Measurement) else o.reason for m, o in outcomes.items()}
+
+
+@pytest.mark.parametrize(("path", "off"), [(path, off) for path, (off, _) in host_events.DETECTORS.items()])
+def test_what_nobody_looks_for_is_not_proven_absent(world, profile, monkeypatch, path, off):
+    """A detector that is switched off spoils the proof of none, and names how to switch it on."""
+    read = world.read
+    monkeypatch.setattr(world, "read", lambda asked: off if asked == path else read(asked))
+    found = whole_run(world, profile)["host.events.faults"]
+    assert "sysctl -w kernel." in found.reason or "echo 0 >" in found.reason
+
+
+@pytest.mark.parametrize("path", host_events.DETECTORS)
+def test_a_detector_that_is_not_in_the_kernel_looks_for_nothing(path):
+    """Its file is missing, which is not the same as on."""
+    files = {**dict.fromkeys(host_events.DETECTORS, "10"), host_events.STALLS: "0"}
+    assert not list(host_events.undetected(SimpleNamespace(world=Files(files))))
+    assert len(list(host_events.undetected(SimpleNamespace(world=Files({**files, path: None}))))) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        ("NVRM: Xid (PCI:0000:C1:00): 79, GPU has fallen off the bus.", 1),
+        ("NVRM: Xid (PCI:0000:C1:00): 43, pid=4711, name=python3", 1),
+        ("NVRM: Xid (PCI:0000:C1:00): 45, pid=4711, name=python3", 0),
+        ("nvme nvme0: I/O 512 QID 7 timeout, aborting", 1),
+        ("EXT4-fs error (device nvme0n1p1): ext4_lookup:1855: inode #2", 1),
+        ("INFO: task fio:4711 blocked for more than 122 seconds.", 1),
+        ("eno1: Link is Down", 0),
+    ],
+)
+def test_damage_of_this_boot_before_the_run_is_told(world, profile, said, count):
+    """What a restart would hide counts as before the run, and not as of it."""
+    world.machine.say(said, priority=3)
+    found = values(whole_run(world, profile))
+    assert found == {**dict.fromkeys(ALL, 0), "host.events.before": count}
+
+
+def test_a_log_whose_beginning_is_lost_proves_no_quiet_boot(world, profile):
+    """An error of it may stand in what was overwritten."""
+    del world.machine.log[0]
+    assert isinstance(whole_run(world, profile)["host.events.before"], NotMeasured)
 
 
 def test_a_quiet_run_is_proven_quiet(world, profile):
@@ -91,7 +135,7 @@ def test_an_unreadable_log_proves_nothing(world, profile):
     world.machine.host.log_readable = False
     found = whole_run(world, profile)
     assert {m for m, o in found.items() if isinstance(o, NotMeasured)} == {
-        "host.events.faults", "host.events.storage", "host.events.novel",
+        "host.events.faults", "host.events.storage", "host.events.novel", "host.events.before",
     }  # fmt: skip
     assert "group adm" in found["host.events.faults"].reason
 
@@ -140,15 +184,6 @@ def test_a_kernel_that_collects_memory_errors_for_itself_counts_none(world, prof
     assert "ras=cec_disable" in whole_run(world, profile)["host.ecc.corrected"].reason
     world.machine.host.cmdline += " ras=cec_disable"
     assert whole_run(world, profile)["host.ecc.corrected"].value == 0
-
-
-@pytest.mark.parametrize("path", host_events.DETECTORS)
-def test_what_nobody_looks_for_is_not_proven_absent(world, profile, monkeypatch, path):
-    """A detector that is switched off spoils the proof of none, and names how to switch it on."""
-    read = world.read
-    monkeypatch.setattr(world, "read", lambda asked: "0" if asked == path else read(asked))
-    found = whole_run(world, profile)["host.events.faults"]
-    assert "sysctl -w kernel." in found.reason
 
 
 def test_corrected_errors_that_the_log_tells_count_as_such(world, profile):

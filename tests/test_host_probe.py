@@ -155,6 +155,13 @@ def test_an_engineering_sample_is_no_processor(site, model):
         host.cpu_model(site)
 
 
+def test_processors_of_two_kinds_are_both_named(site):
+    """A second socket with another processor than ordered is not hidden by the first."""
+    models = ["AMD EPYC 7542", "AMD EPYC 7542", "AMD EPYC 7302"]
+    (site.world.root / "proc/cpuinfo").write_text("".join(f"model name\t: {model}\n" for model in models))
+    assert host.cpu_model(site) == "AMD EPYC 7542 + AMD EPYC 7302"
+
+
 @pytest.mark.parametrize("day", ["13/01/2024", "02/30", "2024-09-02", "00/10/2024", "09/02/1824", "9/2/2024"])
 def test_what_is_no_day_is_no_bios_date(site, day):
     """The firmware's day has the form of the standard, or there is none."""

@@ -56,6 +56,18 @@ KNOWN = [
     ("EXT4-fs (dm-0): Remounting filesystem read-only", ke.FILES, "dm-0"),
     ("XFS (nvme0n1): Metadata corruption detected at xfs_agf_read_verify", ke.FILES, "nvme0n1"),
     ("BTRFS error (device nvme0n1): bad tree block start", ke.FILES, "nvme0n1"),
+    ("EXT4-fs warning (device dm-0): ext4_end_bio:343: I/O error 10 writing to inode 12", ke.FILES, "dm-0"),
+    ("Buffer I/O error on device dm-0, logical block 17", ke.STORAGE, "dm-0"),
+    ("sd 0:0:0:0: [sda] tag#7 FAILED Result: hostbyte=DID_BAD_TARGET driverbyte=DRIVER_OK", ke.STORAGE, "sda"),
+    ("ata1.00: disabled", ke.STORAGE, "ata1"),
+    ("device-mapper: integrity: dm-0: Checksum failed at sector 0x22f4", ke.STORAGE, ""),
+    ("WARNING: Pool 'tank' has encountered an uncorrectable I/O failure and has been suspended.", ke.STORAGE, ""),
+    ("NVRM: GPU 0000:c1:00.0: rm_init_adapter failed, device minor number 0", ke.DRIVER, "0000:c1:00"),
+    ("AMD-Vi: Completion-Wait loop timed out", ke.IOMMU, ""),
+    ("NMI: IOCK error (debug interrupt?) for reason 61 on CPU 0.", ke.MACHINE_CHECK, ""),
+    ("mce: Uncorrected hardware memory error in user-access at 7f00", ke.MACHINE_CHECK, ""),
+    ("Memory failure: 0x3ff: Killing vllm:4711 due to hardware memory corruption", ke.MACHINE_CHECK, ""),
+    ("nvme 0000:c1:00.0: Unable to change power state from D3cold to D0, device inaccessible", ke.UNPLUGGED, GPU),
     ("ixgbe 0000:42:00.0 eno1: NIC Link is Down", ke.LINK, "eno1"),
     ("igb 0000:03:00.0 enp3s0: igb: enp3s0 NIC Link is Down", ke.LINK, "enp3s0"),
     ("mlx5_core 0000:81:00.0 ens1np0: Link down", ke.LINK, "ens1np0"),
@@ -78,6 +90,9 @@ NOTHING = [
     "blk_update_request: I/O error, dev fd0, sector 0", "I/O error, dev loop3, sector 8",
     "traps: gnome-shell[4711] general protection fault ip:7f12 sp:7ffe error:0 in libc.so.6",
     "app[4711]: segfault at 0 ip 000055 sp 00007f error 4 in app", "journald: vacuuming done",
+    "Buffer I/O error on device sr0, logical block 1", "ata1.00: configured for UDMA/133", "Memory: 527G available",
+    "sd 0:0:0:0: [sda] tag#7 FAILED Result: hostbyte=DID_OK driverbyte=DRIVER_OK",
+    "device-mapper: uevent: version 1.0.3",
     "perf: interrupt took too long (2503 > 2500)", "ata2: SATA link down (SStatus 0 SControl 300)",
 ]  # fmt: skip
 
@@ -131,6 +146,36 @@ def test_the_lines_of_one_hardware_error_are_one_event():
     assert [e.kind for e in ke.events(Record(n * 1000, 4, line) for n, line in enumerate(worse))] == [ke.MACHINE_CHECK]
     apart = [Record(n * 2_000_000, 4, line) for n, line in enumerate(lines[1:3])]
     assert [event.kind for event in ke.events(apart)] == [ke.MENDED, ke.MENDED]
+
+
+MCE = "mce: [Hardware Error]: Machine check events logged"
+
+
+@pytest.mark.parametrize(
+    ("module", "kinds"),
+    [
+        ("EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0", [ke.MEMORY]),
+        ("EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#0_DIMM#0", [ke.MEMORY, ke.MACHINE_CHECK]),
+        ("EDAC skx MC0: HANDLING MCE MEMORY ERROR", [ke.MACHINE_CHECK]),
+    ],
+)
+def test_a_machine_check_that_edac_explains_as_corrected_is_a_memory_error(module, kinds):
+    """Intel's machines say first that something was logged, and then what it was."""
+    assert [e.kind for e in ke.events([Record(0, 4, MCE), Record(400, 4, module)])] == kinds
+
+
+@pytest.mark.parametrize(("severity", "kind"), [("corrected", ke.CORRECTED), ("recoverable", ke.UNCORRECTED)])
+def test_a_pcie_error_that_the_firmware_tells_of_is_one_of_its_device(severity, kind):
+    """Where the firmware comes first it writes a record of its own; that is no memory error."""
+    lines = [f"event severity: {severity}", "  section_type: PCIe error", "  device_id: 0000:21:00.0"]
+    (event,) = ke.events([Record(n, 3, f"{{1}}[Hardware Error]: {line}") for n, line in enumerate(lines)])
+    assert (event.kind, event.where) == (kind, "0000:21:00.0")
+
+
+def test_what_the_firmware_calls_information_is_no_hardware_error():
+    """An error record without an error is none that rejects a machine."""
+    (event,) = ke.events([Record(0, 6, "{1}[Hardware Error]: event severity: info")])
+    assert event.kind == ke.MENDED
 
 
 def test_novel_warnings_are_grouped_by_what_stays_the_same():

@@ -155,7 +155,7 @@ def test_a_bad_line_is_refused_with_its_place(text, words, catalogue, write):
         (HEAD.replace("rtx4090", "rtx4080"), ("no card 'rtx4080'", "'rtx4090'")),
         (HEAD.replace("gpus = 4", "gpus = -1"), ("gpus",)),
         (HEAD.replace("gpus = 4", 'gpus = "4"'), ("gpus",)),
-        ('title = "t"\ngpus = 1', ("no card is named",)),
+        ('title = "t"\ngpus = 1', ("key card: missing: which GPU was ordered? One of ",)),
         ('title = "t"\ntilte = "u"', ("tilte", "unknown key", "'title'")),
         ("title = 'unclosed", ("cannot be read",)),
     ],

@@ -411,7 +411,7 @@ def test_a_changed_byte_before_the_cut_refuses_and_a_torn_last_line_does_not(lab
         file.write(b'{"seq": 999, "k": "meas')
     assert lab.take(torn).cuts[0].phase == "gpus"
     evidence.write_bytes(evidence.read_bytes().replace(b'"phase": "inventory"', b'"phase": "inventors"', 1))
-    with pytest.raises(InputError, match=r"it is not intact: .* a byte before this checkpoint was changed"):
+    with pytest.raises(InputError, match=r"it is not intact: .* a byte between line 0 and this checkpoint was changed"):
         lab.take(torn)
 
 
@@ -433,12 +433,11 @@ def test_a_run_that_is_still_at_work_is_neither_found_nor_resumed(lab, tmp_path)
     with pytest.raises(InputError, match="a run is still at work on it"):
         lab.take(tmp_path / "ev")
     host = run.writer.manifest["host"]
-    assert unfinished([tmp_path], "lab", "simulated", host) == []
+    assert unfinished([tmp_path], "simulated", host) == {}
     run.writer._file.close()
-    assert unfinished([tmp_path], "lab", "simulated", host) == [tmp_path / "ev"]
-    assert unfinished([tmp_path], "lab", "live", host) == []
-    assert unfinished([tmp_path], "other", "simulated", host) == []
-    assert unfinished([tmp_path], "lab", "simulated", {**host, "machine_id": "0" * 32}) == []
+    assert unfinished([tmp_path], "simulated", host) == {tmp_path / "ev": "lab"}
+    assert unfinished([tmp_path], "live", host) == {}
+    assert unfinished([tmp_path], "simulated", {**host, "machine_id": "0" * 32}) == {}
 
 
 # the command line ----------------------------------------------------------------------------------
@@ -452,7 +451,7 @@ def test_a_new_run_names_the_one_that_was_cut_off_and_resume_goes_on_with_it(lab
     lab.boot(1)
     place = f"gpuaccept-evidence/{left.name}"
     since = "by a restart of the machine, which counts in this run"
-    told = f"a run of lab was cut off {since}: {place}; --hw-resume={place} goes on"
+    told = f"a run of lab was cut off {since}: {place}; --hw=lab --hw-resume={place} goes on"
     done = lab.pytest("--hw-evidence=new", "-k", "host")
     assert f"gpuaccept: {told} with it" in done.stdout
     assert any(told in record["reason"] for record in records(lab.folder / "new", "remark"))
@@ -481,6 +480,38 @@ def test_a_reset_is_not_forgotten_by_a_new_run_in_another_folder(lab):
     assert clean["host.resets", "host"] == "PASS"
     (verdict,) = [v for v in read_bundle(lab.folder / "forgotten" / "c").verdicts if v.line == "host.resets"]
     assert (verdict.value, "of a" in verdict.reason, "of b" in verdict.reason) == (2, True, True)
+
+
+def said_of_resets(lab, name, *options):
+    """Return what a new run with a bundle of that name says of resets."""
+    lab.pytest(f"--hw-evidence={name}", *options)
+    return [(v.verdict, v.value) for v in read_bundle(lab.folder / name).verdicts if v.line == "host.resets"]
+
+
+def test_only_a_run_that_judges_resets_makes_the_next_one_forget_them(lab):
+    """A run that leaves the line out, fresh or resumed, stands for nothing; nor does another profile hide the reset."""
+    lab.boot(3)
+    lab.pytest("--hw-evidence=judges/a", dies_in="cpu.burn")
+    lab.boot(4)
+    assert said_of_resets(lab, "judges/b", "-k", "host.cpu.model") == [("NOT_RUN", None)]
+    assert said_of_resets(lab, "judges/c", "-k", "host.cpu.model", "--hw-resume=judges/a") == [("NOT_RUN", None)]
+    other = lab.folder / "thresholds" / "other.toml"
+    shutil.copy(other.with_name("lab.toml"), other)
+    assert said_of_resets(lab, "judges/d", "--hw=other", "-k", "host.resets") == [("FAIL", 1)]
+    other.unlink()
+    assert said_of_resets(lab, "judges/e", "-k", "host.resets") == [("PASS", 0)]
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 500, None])
+def test_a_run_that_left_no_record_at_all_counts_as_reset(lab, left):
+    """The power may go before the first record is on the disk."""
+    name = f"nothing-{left and len(left)}"
+    lab.boot(3)
+    lab.pytest(f"--hw-evidence={name}/a", dies_in="cpu.burn")
+    records = lab.folder / name / "a" / "evidence.jsonl"
+    records.unlink() if left is None else records.write_bytes(left)
+    lab.boot(4)
+    assert said_of_resets(lab, f"{name}/b", "-k", "host.resets") == [("FAIL", 1)]
 
 
 def test_what_cannot_be_resumed_is_a_usage_error(lab, cut):

@@ -81,6 +81,13 @@ def test_a_server_that_knows_the_machine_by_another_name_must_have_all():
     )
 
 
+def test_a_server_elsewhere_that_scrapes_others_by_name_does_not_scrape_this_machine():
+    """Of one that runs here, what bears another name may be a container's."""
+    other = {"scrapeUrl": "http://other-17:9100/metrics"}
+    assert not scraped(other, base="http://prom.example.net:9090")
+    assert scraped(other, base="http://127.0.0.1:9090")
+
+
 @pytest.mark.parametrize(
     "changed", [{"lastScrape": "2026-01-01T07:59:50"}, {"lastScrape": 7}, {"scrapeUrl": "http://x:y"}]
 )
@@ -123,7 +130,10 @@ def test_an_answer_to_another_question_is_no_empty_store(kind):
         ({}, {"temperature": ["Hot"], "Xid": [], "PCIe errors": []}),
         ({"query": "DCGM_FI_DEV_XID_ERROR > 0"}, {"temperature": [], "Xid": ["Hot"], "PCIe errors": []}),
         ({"query": "DCGM_FI_DEV_PCIE_REPLAY_TOTAL > 0"}, {"temperature": [], "Xid": [], "PCIe errors": ["Hot"]}),
+        ({"query": "nvidia_smi_temperature_gpu > 85"}, {"temperature": ["Hot"], "Xid": [], "PCIe errors": []}),
         ({"query": "up == 0"}, {"temperature": [], "Xid": [], "PCIe errors": []}),
+        ({"query": "smartctl_device_temperature > 70"}, {"temperature": [], "Xid": [], "PCIe errors": []}),
+        ({"query": "node_maxidle > 1 or PCIE_SLOT_ERROR > 0"}, {"temperature": [], "Xid": [], "PCIe errors": []}),
         ({"health": "err"}, {"temperature": [], "Xid": [], "PCIe errors": []}),
         ({"type": "recording"}, {"temperature": [], "Xid": [], "PCIe errors": []}),
     ],

@@ -80,7 +80,7 @@ def test_every_wrong_result_is_counted(probed, count):
         ({"idle_cpus": 1}, {"errors"}, "the least busy one worked 0.0 % of the time"),
         ({"burn_missing": 1}, {"errors", "load", "loadavg", "frequency"}, "63 of 64 cpu workers of stress-ng ran"),
         ({"burn_killed": 1}, {"errors", "load", "loadavg", "frequency"}, "status 2, a worker failed"),
-        ({"shared": 0.4}, {"errors"}, "each worker had 60.0 % of a CPU"),
+        ({"shared": 0.4}, {"errors", "load"}, "each worker had 60.0 % of a CPU"),
         ({"quota_cpus": 4}, {"errors", "load"}, "the time of 4 of 64 CPUs"),
         ({"rise_c": 75.0}, {"errors", "load", "loadavg", "frequency"}, "stopped: k10temp Tctl reached 100 C"),
         ({"thermometer": "lost"}, {"errors", "load", "loadavg", "frequency", "temperature"}, "no temperature for 10 s"),

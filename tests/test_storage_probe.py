@@ -252,29 +252,41 @@ def test_words_before_the_report_do_not_hide_it(site):
 
 
 @pytest.mark.parametrize(
-    ("side", "drives", "moved", "beside"),
+    ("side", "overwrites", "moved", "beside"),
     [
-        ("read", 1, (1000, 0), 0),
-        ("read", 1, (1300, 40), 340),
-        ("read", 1, (900, 40), 40),
-        ("write", 1, (70, 2000), 70),
-        ("read", 2, (1300, 40), 0),
-        ("write", 2, (900, 2000), 0),
+        ("read", True, (1000, 0), 0),
+        ("read", True, (1300, 40), 340),
+        ("read", False, (900, 40), 40),
+        ("write", True, (70, 2000), 1070),
+        ("write", False, (70, 2000), 70),
     ],
 )
-def test_what_somebody_else_moved_is_what_no_job_of_ours_did(side, drives, moved, beside):
-    """Beside 1,000 bytes of a read all other traffic, beside a write the reads; an array moves what it needs."""
-    none = tuple(Counters(7, 7, 0) for _ in range(drives))
-    after = (Counters(7 + moved[0], 7 + moved[1], 900), *none[1:])
+def test_what_somebody_else_moved_is_what_no_job_of_ours_did(side, overwrites, moved, beside):
+    """Beside 1,000 bytes of ours all other traffic, but for the writes of a file system that does not overwrite."""
+    none, after = Counters(7, 7, 0), Counters(7 + moved[0], 7 + moved[1], 900)
     result = SimpleNamespace(io_bytes=1000, runtime_ms=1000)
-    seen = storage._seen(Job("x", side, 4, 1, 1, 1), result, Look(0.0, none), Look(1.2, after))
+    looks = Look(0.0, (none,), none), Look(1.2, (after,), after)
+    seen = storage._seen(Job("x", side, 4, 1, 1, 1), result, *looks, overwrites=overwrites)
     assert seen == Seen(moved[side == "write"], beside, 90.0)
 
 
-def test_writes_of_the_file_system_are_not_somebody_elses(site):
-    """While a job writes, more writes than fio's are the file system's own business; reads are not."""
+def test_of_an_array_what_reaches_the_volume_counts():
+    """A mirror writes everything twice, and that is nobody else's work."""
+    none, own = Counters(0, 0, 0), Counters(0, 1000, 900)
+    result = SimpleNamespace(io_bytes=1000, runtime_ms=1000)
+    looks = Look(0.0, (none, none), none), Look(1.2, (own, own), own)
+    assert storage._seen(Job("x", "write", 4, 1, 1, 1), result, *looks, overwrites=True) == Seen(2000, 0, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "own"), [("ext4", "rw", False), ("f2fs", "rw", True), ("ext4", "rw,data=journal", True)]
+)
+def test_writes_of_the_file_system_are_not_somebody_elses(site, kind, options, own):
+    """While a job writes, more writes than fio's are somebody's, unless the file system writes things twice itself."""
+    site.world.plug_in(site.profile.device["nvme0"].mount, kind, options)
     site.world.spoil = {"rand_write": {"moved": 1.5}}
-    assert run(site)["nvme.write.rand"].value == RATE / 4096
+    found = run(site)["nvme.write.rand"]
+    assert found.value == RATE / 4096 if own else "somebody else moved" in found.reason
 
 
 def test_fio_is_not_started_beside_somebody_elses_work(site, clock):

@@ -64,7 +64,7 @@ def test_a_machine_that_stays_as_it_is_is_unchanged(site):
     found = ask(site)
     assert (found.value, found.samples) == (True, 2)
     assert set(site.before.said) == set(unchanged.SUBJECTS)
-    assert all(text in found.note for text in ("8 memory modules", "10 PCI devices", "4 GPUs", "governor"))
+    assert all(text in found.note for text in ("8 memory modules", "12 PCI devices", "2 disks", "4 GPUs", "governor"))
     assert "not shown here" not in found.note
 
 
@@ -85,7 +85,7 @@ def test_a_machine_that_stays_as_it_is_is_unchanged(site):
         ("gpu1", "lost", True, "GPUs gpu1: 00000000:41:00.0 GPU-"),
         ("nic0", "present", False, "network interfaces eno1:"),
         ("nvme0", "present", False, "NVMe drives nvme0:"),
-        ("nvme0", "firmware", "SIM1.1", "SIM1.0 -> Simulated NVMe 2TB"),
+        ("nvme0", "firmware", "SIM1.1", "SIM1.0 live -> Simulated NVMe 2TB"),
         ("host", "other_drives", 0, "NVMe drives nvme1:"),
     ],
 )  # fmt: skip
@@ -112,7 +112,7 @@ def test_many_changes_are_counted(site):
     site.world.machine.cpu.dimms = 1
     note = ask(site).note
     assert note.startswith("memory: ")
-    assert note.endswith(" and 5 more")
+    assert note.endswith(" and 6 more")
 
 
 @pytest.mark.parametrize("moment", ["start", "end"])

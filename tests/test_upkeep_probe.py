@@ -200,7 +200,11 @@ def test_a_foreign_architecture_is_the_same_package(site, tools):
 # clock ---------------------------------------------------------------------------------------
 
 
-CHRONY = "Reference ID    : A29FC801\nStratum         : 3\nLeap status     : {}\n"
+CHRONY = (
+    "Reference ID    : A29FC801 (ntp.example.org)\nStratum         : 3\n"
+    "System time     : 0.000012345 seconds slow of NTP time\nLeap status     : {}\n"
+)
+LOCAL = CHRONY.replace("A29FC801 (ntp.example.org)", "7F7F0101 ()").format("Normal")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,8 @@ CHRONY = "Reference ID    : A29FC801\nStratum         : 3\nLeap status     : {}\
         ((0, "NTPSynchronized=no\n", ""), (0, CHRONY.format("Normal"), ""), True),
         ((0, "NTPSynchronized=no\n", ""), (0, CHRONY.format("Not synchronised"), ""), False),
         ((1, "", NO_SYSTEMD), (0, CHRONY.format("Normal"), ""), True),
+        (None, (0, LOCAL, ""), False),
+        (None, (0, CHRONY.replace("0.000012345", "3600.2").format("Normal"), ""), False),
         (None, (0, CHRONY.format("Not synchronised"), ""), False),
         ((1, "", NO_SYSTEMD), (1, "506 Cannot talk to daemon\n", ""), None),
         ((0, "", ""), None, None),

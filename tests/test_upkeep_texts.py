@@ -50,7 +50,7 @@ TEXTS = st.text() | LINES | st.sampled_from(list(WHOLE.values())).flatmap(damage
 @pytest.mark.parametrize(
     "parse",
     [
-        volumes.parse_vgs, volumes.parse_lsblk, upkeep.parse_units, upkeep.parse_flag, upkeep.parse_leap,
+        volumes.parse_vgs, volumes.parse_lsblk, upkeep.parse_units, upkeep.parse_flag, upkeep.unfollowed,
         upkeep.properties, upkeep.driver_packages, lambda text: upkeep.pin(DRIVER, set(), text),
     ],
     ids=["vgs", "lsblk", "units", "flag", "leap", "properties", "packages", "pin"],

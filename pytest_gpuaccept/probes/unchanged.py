@@ -26,6 +26,7 @@ FILES = {
     "CPUs online": "/sys/devices/system/cpu/online",
     "clock source": "/sys/devices/system/clocksource/clocksource0/current_clocksource",
     "machine": "/etc/machine-id",
+    "BIOS": "/sys/class/dmi/id/bios_version",
 }
 """What stands in one file."""
 ALWAYS = "kernel", "kernel options", "CPUs online", "memory"
@@ -161,7 +162,27 @@ def _told(site: Site, folder: str) -> Iterator[str]:
             yield text
 
 
-DRIVE = "model", "serial", "firmware_rev"
+DRIVE = "model", "serial", "firmware_rev", "state"
+
+
+def disks(site: Site) -> dict[str, str]:
+    """Return the size of every disk, in sectors, by its kernel's name, without partitions and what lies on disks."""
+    found = {}
+    for name in site.world.names(BLOCKS):
+        partition = attempt(partial(site.world.read, f"{BLOCKS}/{name}/partition"))
+        if isinstance(partition, Unmeasurable) and not NO_DISK.match(name):
+            found[name] = site.world.read(f"{BLOCKS}/{name}/size")
+    return found
+
+
+BLOCKS = "/sys/class/block"
+NO_DISK = re.compile("loop|zram|ram|nbd|dm-|sr|fd")
+"""Names of what comes and goes without a change of the machine."""
+
+
+def memory_controllers(site: Site) -> dict[str, str]:
+    """Return the memory that each controller corrects, in MiB."""
+    return {name: site.world.read(f"{dimms.EDAC}/{name}/size_mb") for name in dimms.controllers(site)}
 
 
 def interfaces(site: Site) -> dict[str, str]:
@@ -181,7 +202,9 @@ SUBJECTS: dict[str, Callable[[Site], dict[str, str]]] = {
     "memory": lambda site: {"": f"{dimms.visible(site):.1f} GiB"},
     "memory modules": modules,
     "PCI devices": pci_devices,
+    "memory controllers": memory_controllers,
     "NVMe drives": drives,
+    "disks": disks,
     "network interfaces": interfaces,
     "GPUs": gpus,
     "governor": _reading(settings.governor),

@@ -441,6 +441,8 @@ def _gap(site: Site, watch: Watch) -> Outcome:
             watch.load.stop()
     except Unmeasurable as error:
         return NotMeasured(GAP.id, site.device, f"the poll of the counters died: {error}")
+    if not watch.standstill:
+        return NotMeasured(GAP.id, site.device, "the run was over before anybody looked twice")
     note = f"{len(watch.unread)} of {len(watch.sources)} counters could not be read" if watch.unread else ""
     return site.measured(GAP, round(watch.standstill, 3), conditions={"counters": len(watch.sources)}, note=note)
 

@@ -42,6 +42,7 @@ def render_html(bundle: Bundle, catalogue: Catalogue) -> str:
         findings=words.findings(bundle),
         counted=machine.counted(bundle),
         chapters=_chapters(bundle, catalogue),
+        proofs={(m.metric, m.device): f": {m.proof}" for m in recorded if m.proof},
         unjudged=[(m, _title(m.metric, catalogue)) for m in recorded if (m.metric, m.device) not in judged],
         attested=[m for m in recorded if m.provenance == "attested"],
         untested=_untested(bundle),

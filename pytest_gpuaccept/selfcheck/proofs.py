@@ -181,6 +181,8 @@ PROOFS: tuple[Proof, ...] = (
     Proof("host.events.faults", "host.iommu.fault"),
     Proof("host.pcie_errors.uncorrected", "host.pcie.errors"),
     Proof("host.pcie_errors.corrected", "host.pcie.corrected"),
+    Proof("host.pcie_errors.uncorrected", "host.pcie.silent", ("host.pcie_errors.*",)),
+    Proof("host.events.before", "host.damaged.before"),
     Proof("host.crashes", "host.crashes.lost"),
     Proof("host.events.faults", "host.oops"),
     Proof("host.events.faults", "host.mce"),

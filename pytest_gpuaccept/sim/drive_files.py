@@ -42,13 +42,23 @@ def files(machine: Machine, _real: str) -> dict[str, Text]:
     count, others = len(machine.drives), machine.host.other_drives
     lines = _system(machine) | {f"/sys/class/nvme/nvme{count + i}/state": "live" for i in range(others)}
     for number, device, drive in present(machine):
-        block, controller = f"/sys/dev/block/259:{number}", f"/sys/class/nvme/nvme{number}"
+        block, controller = f"{BLOCKS}/259:{number}", f"/sys/class/nvme/nvme{number}"
         facts = {"model": drive.model, "serial": serial(machine, device), "firmware_rev": drive.firmware}
         lines |= {f"{place}/{name}": text for place in (f"{block}/device", controller) for name, text in facts.items()}
         lines |= {f"{block}/{name}": text for name, text in _block(machine, number, device, drive).items()}
         lines |= {f"{controller}/{name}": text for name, text in _controller(machine, device, drive).items()}
         lines[f"{block}/device/uevent"] = f"DEVNAME=nvme{number}\nNVME_TRTYPE=pcie"
+    lines |= {f"{CLASS}/{name}/size": lines[f"{BLOCKS}/{number}/size"] for name, number in _disks(machine)}
     return {path: partial(str, f"{line}\n") for path, line in lines.items()}
+
+
+def _disks(machine: Machine) -> Iterator[tuple[str, str]]:
+    """Yield name and `major:minor` of every disk."""
+    yield "sda", SYSTEM_DISK
+    yield from ((block_name(machine, device), f"259:{number}") for number, device, _ in present(machine))
+
+
+BLOCKS, CLASS = "/sys/dev/block", "/sys/class/block"
 
 
 def _system(machine: Machine) -> dict[str, str]:
@@ -57,7 +67,7 @@ def _system(machine: Machine) -> dict[str, str]:
         "uevent": "MAJOR=8\nMINOR=0\nDEVNAME=sda\nDEVTYPE=disk", "dev": "8:0",
         "size": f"{int(machine.host.disk_gb * 1e9) // SECTOR}", "device/model": machine.host.disk_model,
     }  # fmt: skip
-    return {f"/sys/dev/block/{SYSTEM_DISK}/{name}": text for name, text in lines.items()}
+    return {f"{BLOCKS}/{SYSTEM_DISK}/{name}": text for name, text in lines.items()}
 
 
 SYSTEM_DISK = "8:0"
@@ -168,4 +178,4 @@ def _device(machine: Machine, path: str) -> str:
 
 COMMANDS: Mapping[str, Callable[[Machine, Sequence[str]], tuple[int, str, str]]] = {"nvme": nvme, "smartctl": smartctl}
 SYSTEM: Mapping[str, Callable[[Machine], str | None]] = {"/proc/self/mountinfo": mountinfo}
-PROVIDERS = (("/sys/class/nvme/", files), ("/sys/dev/block/", files))
+PROVIDERS = ((f"{BLOCKS}/", files), (f"{CLASS}/", files), ("/sys/class/nvme/", files))

@@ -26,8 +26,7 @@ from pytest_gpuaccept.sim.machine import UPTIME_S, GpuState, Machine
 Text = Callable[[], str]
 
 PCI = "/sys/bus/pci/devices"
-DEVICES = "/sys/devices/pci"
-"""Where the PCI devices really lie; telemetry reads there ten times a second."""
+"""Links to where the PCI devices really lie; telemetry reads there ten times a second."""
 GTS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0", 6: "64.0"}
 """PCIe generation -> GT/s as sysfs writes it."""
 CORRECTABLE = ("RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF")
@@ -69,7 +68,7 @@ def names(machine: Machine, path: str) -> list[str] | None:
     """Return the names in a folder, sorted; None when there is no such folder."""
     folder = f"{_real(machine, path)}/"
     paths = {single for single, line in SYSTEM.items() if single.startswith(folder) and line(machine) is not None}
-    paths |= {link for address in _tree(_places(machine)).links if (link := f"{PCI}/{address}").startswith(folder)}
+    paths |= {link for address in _links(machine) if (link := f"{PCI}/{address}").startswith(folder)}
     for prefix, provide in PROVIDERS:
         if prefix.startswith(folder) or folder.startswith(prefix):
             paths |= {file for file in provide(machine, "") if file.startswith(folder)}
@@ -91,9 +90,15 @@ def _real(machine: Machine, path: str) -> str:
     """Return the path with its link and then its `..` resolved, as the kernel would."""
     if path.startswith(f"{PCI}/"):
         address, slash, rest = path[len(PCI) + 1 :].partition("/")
-        target = _tree(_places(machine)).links.get(address)
+        target = _links(machine).get(address)
         path = f"{target}{slash}{rest}" if target else path
     return posixpath.normpath(path)
+
+
+def _links(machine: Machine) -> Mapping[str, str]:
+    """Return the folder of every PCI device by its address."""
+    others = {address: device.folder for address, device in kernel_files.other_devices(machine).items()}
+    return {**others, **_tree(_places(machine)).links}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +273,7 @@ Provider = Callable[[Machine, str], Mapping[str, Text]]
 """Files of a part of the tree, at least the one of the given path; all of them for ''."""
 PROVIDERS: tuple[tuple[str, Provider], ...] = (
     *platform_files.PROVIDERS,
-    (DEVICES, _devices),
+    (kernel_files.DEVICES, _devices),
     ("/sys/class/net/", nic_files.networks),
     *drive_files.PROVIDERS,
     *kernel_files.PROVIDERS,

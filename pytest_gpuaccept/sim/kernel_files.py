@@ -5,6 +5,7 @@ knows nobody who reads.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from pytest_gpuaccept.sim.drive_files import block_name, present
@@ -51,7 +52,9 @@ def volumes(machine: Machine, _real: str) -> Mapping[str, Text]:
 
 def ports(machine: Machine, _real: str) -> Mapping[str, Text]:
     """Return the ports whose errors the kernel's AER driver receives."""
-    heard = [gpu.port for gpu in machine.gpus if gpu.p.present] if machine.host.aer_armed else []
+    ports = [gpu.port for gpu in machine.gpus if gpu.p.present]
+    ports += [address for address, device in other_devices(machine).items() if not device.port]
+    heard = ports if machine.host.aer_armed else []
     return {f"{AER_PORTS}bind": str} | {f"{AER_PORTS}{port}:pcie002/uevent": str for port in heard}
 
 
@@ -63,34 +66,55 @@ def crashes(machine: Machine, _real: str) -> Mapping[str, Text]:
 def others(machine: Machine, _real: str) -> Mapping[str, Text]:
     """Return the PCI devices of the drives and of the networks, with their counters of errors."""
     files: dict[str, Text] = {}
-    for n, (address, uevent) in enumerate(other_devices(machine).items()):
+    for n, (address, device) in enumerate(other_devices(machine).items()):
         counted = machine.was_loaded and machine.host.aer_armed and n == 0
         lost, mended = (machine.host.device_errors, machine.host.device_corrected) if counted else (0, 0)
-        files[f"{PCI}{address}/uevent"] = partial(str, f"{uevent}\nPCI_SLOT_NAME={address}\n")
+        files[f"{device.folder}/uevent"] = partial(str, f"{device.uevent}\nPCI_SLOT_NAME={address}\n")
         for file, word, count in (
             ("correctable", "COR", mended),
             ("nonfatal", "NONFATAL", lost),
             ("fatal", "FATAL", 0),
         ):
-            files[f"{PCI}{address}/aer_dev_{file}"] = partial(str, f"RxErr {count}\nTOTAL_ERR_{word} {count}\n")
+            files[f"{device.folder}/aer_dev_{file}"] = partial(str, f"RxErr {count}\nTOTAL_ERR_{word} {count}\n")
     return files
 
 
-def other_devices(machine: Machine) -> dict[str, str]:
-    """Return the PCI devices that are no GPU and no port above one, each with the beginning of its uevent."""
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A PCI device that is no GPU and no port above one: its folder, the port above it, its uevent's beginning."""
+
+    folder: str
+    port: str
+    uevent: str
+
+
+def other_devices(machine: Machine) -> dict[str, Other]:
+    """Return the other PCI devices by address: drives, networks, and the port above each of these kinds."""
     drives = [f"0000:21:00.{n}" for n, _, _ in present(machine)]
     nics = [f"0000:42:00.{n}" for n, nic in enumerate(machine.nics.values()) if nic.present]
-    nvme, net = "DRIVER=nvme\nPCI_CLASS=10802\nPCI_ID=144D:A80A", "DRIVER=ixgbe\nPCI_CLASS=20000\nPCI_ID=8086:1563"
-    return dict.fromkeys(drives, nvme) | dict.fromkeys(nics, net)
+    found: dict[str, Other] = {}
+    for port, below, uevent in (
+        ("0000:20:03.1", drives, "DRIVER=nvme\nPCI_CLASS=10802\nPCI_ID=144D:A80A"),
+        ("0000:40:03.1", nics, "DRIVER=ixgbe\nPCI_CLASS=20000\nPCI_ID=8086:1563"),
+    ):
+        root = f"{DEVICES}{port[:7]}/{port}"
+        found |= {address: Other(f"{root}/{address}", port, uevent) for address in below}
+        found[port] = Other(root, "", "DRIVER=pcieport\nPCI_CLASS=60400\nPCI_ID=1022:1483")
+    return found
 
 
-PCI = "/sys/bus/pci/devices/"
+DEVICES = "/sys/devices/pci"
+"""Where the PCI devices really lie."""
 
 FILES: dict[str, Callable[[Machine], str | None]] = {
     "/proc/uptime": uptime,
     "/proc/sys/kernel/tainted": tainted,
     "/proc/sys/kernel/watchdog": lambda machine: f"{int(machine.host.lockup_detector)}",
+    "/proc/sys/kernel/watchdog_thresh": lambda _: "10",
+    "/proc/sys/kernel/soft_watchdog": lambda _: "1",
     "/proc/sys/kernel/hung_task_timeout_secs": lambda _: "120",
+    "/proc/sys/kernel/hung_task_warnings": lambda _: "10",
+    "/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress": lambda _: "0",
     "/sys/module/pstore/parameters/backend": lambda machine: "efi_pstore" if machine.host.keeps_crashes else "(null)",
 }
 """File of which there is one -> its text without the last line's end."""
@@ -99,7 +123,7 @@ PROVIDERS: tuple[tuple[str, Callable[[Machine, str], Mapping[str, Text]]], ...] 
     ("/sys/fs/ext4/", volumes),
     (AER_PORTS, ports),
     (f"{PSTORE}/", crashes),
-    (PCI, others),
+    (DEVICES, others),
 )
 """Beginning of a path -> who knows the files there."""
 EMPTY = (PSTORE,)

@@ -311,6 +311,7 @@ class Machine:
             LogLine(
                 -UPTIME_S + 1, 6, "acpi PNP0A08:00: _OSC: OS now controls [PCIeHotplug PME AER PCIeCapability LTR]"
             ),
+            *([LogLine(-UPTIME_S / 2, 3, host.kernel_said)] if host.kernel_said else ()),
         ]
 
     def random(self, what: str) -> random.Random:

@@ -231,12 +231,14 @@ class Host(Part):
     stalls_s: Annotated[Seconds, Field(description="time for which the poll of the counters is kept waiting")] = 0.0
     kernel_says: Annotated[Text, Field(description="a line that the kernel writes, once, under load; '' for none")] = ""
     taint: Annotated[int, Field(ge=0, le=2**19, description="bits of the kernel's taint besides those of modules")] = 0
+    kernel_said: Annotated[Text, Field(description="a line that the kernel wrote before the run; '' for none")] = ""
     lockup_detector: Annotated[bool, Field(description="the kernel looks for lockups")] = True
     device_errors: Annotated[Count, Field(description="uncorrected PCIe errors of the first drive under load")] = 0
     device_corrected: Annotated[Count, Field(description="corrected PCIe errors of the first drive under load")] = 0
     keeps_crashes: Annotated[bool, Field(description="the firmware has a place to keep a crash")] = True
     crashes: Annotated[Count, Field(description="records of earlier crashes that the firmware keeps")] = 0
     aer_armed: Annotated[bool, Field(description="the kernel controls AER")] = True
+    devices_report: Annotated[bool, Field(description="drives and networks report their PCIe errors")] = True
     psu: Annotated[Text, Field(description="what a person sees who looks")] = ""
     chassis: Annotated[Text, Field(description="what a person sees who looks")] = ""
     psu_rating_w: Annotated[Count, Field(description="W on the labels together, as seen [E]; 0: nobody looked")] = 3200

@@ -29,8 +29,9 @@ def config(machine: Machine, address: str) -> bytes | None:
             return _space(gpu, VENDOR_NVIDIA, int(gpu.p.pci_device_id, 16), bridge=False)
         if gpu.p.present and address == gpu.port:
             return _space(gpu, VENDOR_AMD, 0x1483, bridge=True)
-    if address in other_devices(machine):
-        return _bytes(VENDOR_AMD, 0x1234, bridge=False, reports=True, masked=False)
+    if device := other_devices(machine).get(address):
+        reports = machine.host.devices_report or not device.port
+        return _bytes(VENDOR_AMD, 0x1234, bridge=not device.port, reports=reports, masked=False)
     return None
 
 

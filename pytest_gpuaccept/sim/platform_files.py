@@ -96,7 +96,8 @@ def controllers(machine: Machine, _real: str) -> Mapping[str, Text]:
         return {}
     mode = "S4ECD4ED\n" if machine.cpu.ecc else "None\n"
     folder = "/sys/devices/system/edac/mc/mc0"
-    return {f"{folder}/dimm{n}/dimm_edac_mode": partial(str, mode) for n in range(machine.cpu.dimms)}
+    modes = {f"{folder}/dimm{n}/dimm_edac_mode": partial(str, mode) for n in range(machine.cpu.dimms)}
+    return modes | {f"{folder}/size_mb": partial(str, f"{1024 * machine.cpu.dimms * machine.cpu.dimm_gib}\n")}
 
 
 def clocks(machine: Machine, _real: str) -> Mapping[str, Text]:

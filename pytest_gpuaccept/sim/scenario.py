@@ -72,6 +72,10 @@ def _loaded(text: str, folder: Path, shipped: Path) -> Scenario:
     name, *more = [word.strip() for word in text.split(",")]
     scenario = _named(name or "healthy", folder, shipped)
     faults, seeds = list(scenario.faults), {"seed": scenario.seed, "noise": scenario.noise}
+    given = [word.strip().partition("=")[0] for word in text.split(",")]
+    if twice := [key for key in seeds if given.count(key) > 1]:
+        message = f"--hw-sim: {twice[0]} is given twice"
+        raise InputError(message)
     for word in more:
         key, _, value = word.partition("=")
         if key == "fault":

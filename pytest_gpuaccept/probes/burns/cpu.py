@@ -113,12 +113,18 @@ def _worked(site: Site, load: Loaded, failures: int) -> Iterator[Outcome]:
     idlest = min(load.busy, key=lambda cpu: load.busy[cpu])
     conditions = {"cpus": load.cpus, "seconds": load.seconds, "least_busy_cpu": idlest}
     taken = partial(site.measured, conditions=conditions)
-    if load.flaw:
-        yield NotMeasured(LOAD.id, site.device, load.flaw)
-    else:
-        yield taken(LOAD, load.least_busy, samples=load.cpus)
+    yield _attempt(site, LOAD, lambda: taken(LOAD, _least_busy(load, failures), samples=load.cpus))
     yield _attempt(site, ERRORS, lambda: taken(ERRORS, failures, proof=_proof(load, failures)))
     yield _attempt(site, LOADAVG, lambda: taken(LOADAVG, load_average(load.loadavg)))
+
+
+def _least_busy(load: Loaded, failures: int) -> float:
+    """Return how busy the least busy CPU was; raises Unmeasurable where it was so with somebody else's work."""
+    if load.flaw:
+        raise Unmeasurable(load.flaw)
+    if load.least_busy >= LEAST_BUSY and not failures:
+        _had_a_cpu(load, LEAST_SHARE)
+    return load.least_busy
 
 
 def _attempt(site: Site, metric: Metric, take: Callable[[], Outcome]) -> Outcome:
@@ -183,15 +189,21 @@ def _reached(load: Loaded) -> None:
 
 def _worked_by_us(load: Loaded, least: float) -> tuple[float, float]:
     """Return the % of a CPU that each worker had, and the load average; raises Unmeasurable when they are too low."""
-    share = stress.work(load.done, load.report, load.seconds, "cpu", load.cpus).share_of(load.cpus)
-    if share < least:
-        message = f"each worker had {share:.1f} % of a CPU: something else used the rest; end it and run again"
-        raise Unmeasurable(message)
+    share = _had_a_cpu(load, least)
     average, few = load_average(load.loadavg), least_loadavg(load.cpus, load.seconds)
     if average < few:
         message = f"the load average was {average:g} after {load.seconds} s, and {load.cpus} workers give {few:.1f}"
         raise Unmeasurable(message)
     return share, average
+
+
+def _had_a_cpu(load: Loaded, least: float) -> float:
+    """Return the % of a CPU that each worker had; raises Unmeasurable when it is too little."""
+    share = stress.work(load.done, load.report, load.seconds, "cpu", load.cpus).share_of(load.cpus)
+    if share < least:
+        message = f"each worker had {share:.1f} % of a CPU: something else used the rest; end it and run again"
+        raise Unmeasurable(message)
+    return share
 
 
 def least_loadavg(workers: int, seconds: float) -> float:

@@ -101,6 +101,11 @@ def work(done: Completed, report: str, seconds: int, stressor: str, workers: int
     """
     _ended_well(done)
     row = _row(done, report, stressor)
+    if row.operations <= 0 < row.seconds and min(row.seconds, done.seconds) >= FULL_TIME * seconds:
+        message = (
+            f"no {stressor} worker of stress-ng came to the end of one round in {row.seconds:.0f} s: raise seconds"
+        )
+        raise Unmeasurable(message + (", or lower percent" if stressor == "vm" else ""))
     if min(row.seconds, done.seconds) < FULL_TIME * seconds or min(row.seconds, row.operations) <= 0:
         message = (
             f"stress-ng says {row.seconds:.1f} s and took {done.seconds:.1f} s of {seconds} s, "

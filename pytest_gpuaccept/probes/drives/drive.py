@@ -7,12 +7,14 @@ parsers of their files in /sys. Writes nothing, and knows no load.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pytest_gpuaccept.children.telemetry import hop
 from pytest_gpuaccept.errors import Unmeasurable
 from pytest_gpuaccept.measurement import NotMeasured, Outcome
 from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
+from pytest_gpuaccept.probes.since import attempt
 from pytest_gpuaccept.world import Disk, World
 
 MODEL = Metric("nvme.model", "Drive model", "text", "nvme")
@@ -31,8 +33,12 @@ READS, WRITES, BUSY_MS = 2, 6, 9
 """Columns of a block device's `stat`: sectors read, sectors written, ms with requests (kernel: Documentation/block)."""
 COLDEST, HOTTEST = 1.0, 150.0
 """C between which a sensor's figure is a temperature."""
-NO_DRIVE, LAYER = re.compile("loop|zram|ram|nbd|rbd|drbd|zd"), re.compile("dm-|md")
+NO_DRIVE, LAYER = re.compile("loop|zram|ram|pmem|nullb|nbd|rbd|rnbd|drbd|ublk|zloop|zd"), re.compile("dm-|md")
 """Block devices that are files, memory, a network's or a volume of ZFS; those that lie on others."""
+NETWORKED = re.compile(
+    "iscsi|iser|bnx2i|cxgb[34]i|be2iscsi|qedi|fnic|lpfc|qla2|bfa|fcoe|bnx2fc|qedf|ib_srp|zfcp|storvsc"
+)
+"""Drivers of SCSI hosts whose disks are elsewhere."""
 FABRICS = ("tcp", "rdma", "fc", "loop")
 """Transports of an NVMe controller that is not in this machine."""
 SECRET = ("/dev", "/proc", "/sys", "/run")
@@ -77,6 +83,11 @@ class Backing:
     def names(self) -> tuple[str, ...]:
         """The kernel's names of all of them."""
         return (self.name, *(drive.name for drive in self.drives))
+
+    @property
+    def block(self) -> str:
+        """The folder of the file system's block device, '' where it is of several."""
+        return "" if self.disk.number.startswith("0:") else f"{BLOCK}/{self.disk.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +195,10 @@ def _below(world: World, number: str, depth: int) -> Iterator[Drive]:
         message = f"{name} is no drive: a file, memory, the network, or layers without a bottom"
         raise Unmeasurable(message)
     if layers:
+        missing = attempt(partial(world.read, f"{folder}/md/degraded"))
+        if isinstance(missing, str) and missing != "0":
+            message = f"{name} lacks {missing} of its drives: replace it, let the array rebuild, run again"
+            raise Unmeasurable(message)
         for layer in layers:
             yield from _below(world, world.read(f"{folder}/slaves/{layer}/dev"), depth + 1)
     elif "partition" in inside:
@@ -194,6 +209,11 @@ def _below(world: World, number: str, depth: int) -> Iterator[Drive]:
 
 def _local(world: World, drive: Drive) -> Drive:
     """Return a drive of this machine; raises Unmeasurable for one behind a network."""
+    for address in _names(world, f"{drive.block}/device/scsi_device"):
+        driver = attempt(partial(world.read, f"/sys/class/scsi_host/host{address.partition(':')[0]}/proc_name"))
+        if isinstance(driver, str) and NETWORKED.match(driver):
+            message = f"{drive.name} is not in this machine: it is reached by {driver}"
+            raise Unmeasurable(message)
     if drive.controller and "transport" in _names(world, drive.controller):
         transport = world.read(f"{drive.controller}/transport")
         if transport in FABRICS:

@@ -24,10 +24,11 @@ LEAST_INTERVALS = 6
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The drives at one moment: seconds, and what each has moved."""
+    """The drives at one moment: seconds, what each has moved, and what the one, or the volume over several, has."""
 
     at: float
     each: tuple[Counters, ...]
+    above: Counters
 
     def moved(self, side: str) -> int:
         """Return the bytes that all have read, or written."""
@@ -69,8 +70,10 @@ class Watch:
 
     def look(self) -> Look:
         """Return the drives' counters now."""
-        world = self._site.world
-        return Look(world.clock.monotonic(), tuple(counters(world, drive.block) for drive in self._found.drives))
+        world, found = self._site.world, self._found
+        each = tuple(counters(world, drive.block) for drive in found.drives)
+        alone = len(each) == 1 or not found.block
+        return Look(world.clock.monotonic(), each, each[0] if alone else counters(world, found.block))
 
     def _no_room(self) -> str:
         mount = self._found.mount.point

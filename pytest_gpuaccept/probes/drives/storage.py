@@ -15,7 +15,7 @@ from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.drives import cold_load, drive
 from pytest_gpuaccept.probes.drives import health as drive_health
-from pytest_gpuaccept.probes.drives.drive import Backing, drives_of
+from pytest_gpuaccept.probes.drives.drive import Backing, Mount, drives_of
 from pytest_gpuaccept.probes.drives.drive_watch import Look, Watch, busy_percent, thirds, wait_until_quiet
 from pytest_gpuaccept.probes.drives.fio import (
     FROM_DEVICE,
@@ -175,6 +175,15 @@ def _jobs(rig: _Rig) -> Iterator[Outcome]:
         yield NotMeasured(SUSTAINED.id, rig.site.device, reason)
 
 
+COPY_ON_WRITE = ("btrfs", "zfs", "bcachefs", "f2fs")
+"""File systems that write elsewhere what is overwritten, and keep account of it."""
+
+
+def _overwrites(mount: Mount) -> bool:
+    """Say whether a file system writes what it is given once, where it was before."""
+    return mount.kind not in COPY_ON_WRITE and "data=journal" not in mount.options
+
+
 def _timed(rig: _Rig, job: Job, *metrics: Metric) -> Iterator[Outcome]:
     """Warm the drive up, run a job, and yield each of its metrics."""
     warm_up = replace(job, name=f"{job.name}_warmup", seconds=rig.number("warmup_seconds"))
@@ -200,23 +209,24 @@ def _evidence(rig: _Rig, job: Job, size: int) -> tuple[FioResult, dict[str, Scal
         message = f"fio ended with status {done.status}: {complaint(done)}"
         raise Unmeasurable(message)
     result = parse_fio(done.stdout, job.side)
-    seen = _seen(job, result, before, after)
+    seen = _seen(job, result, before, after, overwrites=_overwrites(rig.found.mount))
     if wrong := flaws(result, job, done.argv, seen, rig.watch.ceiling()):
         raise Unmeasurable("not evidence: " + "; ".join(wrong))
     _keep_thirds(rig, job, before, after)
     return result, {**_conditions(rig, job, result, seen), "raw": raw}
 
 
-def _seen(job: Job, result: FioResult, before: Look, after: Look) -> Seen:
+def _seen(job: Job, result: FioResult, before: Look, after: Look, *, overwrites: bool) -> Seen:
     """Return what the drives' counters show of a job.
 
-    What somebody else moved is told of one drive only: an array has its own business. Of a write job it is the
-    reads, for file systems write besides.
+    What somebody else moved is told of the drive, or of the volume over several: an array has business of its own
+    below that. What a file system that does not overwrite writes besides is its own too.
     """
-    moved = {side: after.moved(side) - before.moved(side) for side in ("read", "write")}
-    beside = moved["read"] if job.side == "write" else moved["write"] + max(0, moved["read"] - result.io_bytes)
-    busy = busy_percent(before, after, result.runtime_ms / 1000)
-    return Seen(moved[job.side], beside if len(before.each) == 1 else 0, busy)
+    moved = after.moved(job.side) - before.moved(job.side)
+    above = {"read": after.above.read - before.above.read, "write": after.above.written - before.above.written}
+    above[job.side] -= result.io_bytes
+    beside = sum(max(0, by) for side, by in above.items() if overwrites or side == "read" or job.side == "read")
+    return Seen(moved, beside, busy_percent(before, after, result.runtime_ms / 1000))
 
 
 def _keep_thirds(rig: _Rig, job: Job, before: Look, after: Look) -> None:
@@ -364,7 +374,7 @@ PROBES = (
             READ_SEQ, WRITE_SEQ, READ_RAND, WRITE_RAND, LATENCY, SUSTAINED, DROP, VERIFY, TEMPERATURE, OVER,
             LINK_GEN, LINK_WIDTH, WRITTEN,
         ),
-        rates, params=PARAMS, load=True, tools=("fio",),
+        rates, params=PARAMS, load=True, tools=("fio",), ready=drives_of,
     ),
     *cold_load.PROBES,
     *drive_health.PROBES,

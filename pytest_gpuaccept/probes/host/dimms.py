@@ -253,6 +253,7 @@ def ecc(site: Site) -> Said:
     Raises Unmeasurable where no EDAC driver shows it.
     """
     modes = edac_modes(site)
+    _check_whole(site)
     without = [place for place, mode in modes.items() if mode in NO_CORRECTION]
     if unknown := [place for place in without if modes[place] == "Unknown"]:
         message = f"EDAC does not know the mode of {', '.join(unknown)}"
@@ -261,14 +262,25 @@ def ecc(site: Site) -> Said:
     return not without, note + (f"; {', '.join(without[:NAMED])} without correction" if without else "")
 
 
+def controllers(site: Site) -> list[str]:
+    """Return the memory controllers that an EDAC driver watches; raises Unmeasurable without EDAC."""
+    return [name for name in site.world.names(EDAC) if re.fullmatch(r"mc\d+", name)]
+
+
+def _check_whole(site: Site) -> None:
+    """Raise Unmeasurable where EDAC watches less memory than the kernel uses."""
+    sizes = [site.world.read(f"{EDAC}/{controller}/size_mb") for controller in controllers(site)]
+    watched = sum(int(size) for size in sizes if re.fullmatch("[0-9]{1,9}", size)) / 1024
+    if watched < (used := visible(site)):
+        message = f"EDAC watches {watched:.0f} of {used:.0f} GiB: a controller has no driver, see dmesg | grep EDAC"
+        raise Unmeasurable(message)
+
+
 def edac_modes(site: Site) -> dict[str, str]:
     """Return EDAC's mode of every `mc<n>/dimm<n>`; raises Unmeasurable when there is none."""
-    try:
-        controllers = [name for name in site.world.names(EDAC) if re.fullmatch(r"mc\d+", name)]
-    except Unmeasurable:
-        controllers = []
+    there = attempt(partial(controllers, site))
     found = {}
-    for controller in controllers:
+    for controller in [] if isinstance(there, Unmeasurable) else there:
         for dimm in site.world.names(f"{EDAC}/{controller}"):
             if re.fullmatch(r"(dimm|rank)\d+", dimm):
                 found[f"{controller}/{dimm}"] = site.world.read(f"{EDAC}/{controller}/{dimm}/dimm_edac_mode")

@@ -46,8 +46,12 @@ def taken(site: Site, of: T, readings: Mapping[Metric, Callable[[T], Said]]) -> 
 
 
 def cpu_model(site: Site) -> str:
-    """Return the model string of the first CPU; refuses an engineering sample."""
-    model = _field(site.world.read("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$", "/proc/cpuinfo has no model name")
+    """Return the model of all CPUs, `A + B` where they differ; refuses an engineering sample."""
+    models = re.findall(r"^model name[ \t]*:[ \t]*(\S.*)$", site.world.read("/proc/cpuinfo"), re.MULTILINE)
+    model = " + ".join(dict.fromkeys(name.strip() for name in models))
+    if not model:
+        message = "/proc/cpuinfo has no model name"
+        raise Unmeasurable(message)
     if SAMPLE.search(model):
         message = f"the CPU calls itself {model!r}: an engineering sample is no delivered product, ask for another"
         raise Unmeasurable(message)

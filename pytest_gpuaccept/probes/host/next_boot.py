@@ -117,8 +117,8 @@ def kernel_newest(site: Site) -> Said:
 
 
 def kernel_installed(site: Site) -> Said:
-    """Say whether the next start finds the driver: for the running kernel and each newer one, in one version."""
-    kernels = [kernel_release(site), *newer_kernels(site)]
+    """Say whether the next start finds the driver: for the running kernel, each newer one, and one that GRUB names."""
+    kernels = list(dict.fromkeys([kernel_release(site), *newer_kernels(site), *_chosen(site)]))
     tool(site)
     found = {kernel: attempt(partial(on_disk, site, kernel)) for kernel in kernels}
     without = [str(said) for said in found.values() if isinstance(said, Unmeasurable)]
@@ -142,6 +142,21 @@ def newer_kernels(site: Site) -> list[str]:
         message += "restart into an installed kernel, run again"
         raise Unmeasurable(message)
     return sorted((name for name in installed if age(name) > age(running)), key=age)
+
+
+def _chosen(site: Site) -> list[str]:
+    """Return the installed kernels that the boot loader's own choice names: saved, for once, or by default."""
+    texts = [attempt(partial(site.world.read, path)) for path in GRUB]
+    said = [line for text in texts if isinstance(text, str) for line in text.splitlines() if CHOICE.match(line)]
+    return [k for k in site.world.names(MODULES) if _whole(site, k) and any(_names(line, k) for line in said)]
+
+
+def _names(line: str, kernel: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(kernel)}(?![\w.]|-[0-9])", line) is not None
+
+
+GRUB = ("/boot/grub/grubenv", "/boot/grub2/grubenv", "/etc/default/grub")
+CHOICE = re.compile("saved_entry=|next_entry=|GRUB_DEFAULT=")
 
 
 def _whole(site: Site, kernel: str) -> bool:

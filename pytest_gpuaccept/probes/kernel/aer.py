@@ -36,7 +36,7 @@ MOST_PORTS = 16
 NO_PORT = "no port above the GPU can be seen: a virtual machine hides it, run on the host"
 UNARMED = "the boot log does not show that the kernel controls AER (_OSC): enable native AER in the BIOS"
 NO_SERVICE = "the kernel's AER driver does not listen to {}: enable native AER in the BIOS, remove pcie_ports=compat"
-SILENT = "{} does not report {} errors (Device Control): enable AER in the BIOS, boot, run again"
+SILENT = "{} does not report {} errors (Device Control): enable AER in the BIOS, or start a kernel from 6.1 on"
 MASKED = "{} masks {}: a setting of its firmware hides these errors, update the BIOS"
 HIDDEN = "whether {} masks PCIe errors is shown to root only: run as root"
 
@@ -189,6 +189,11 @@ def deaf(site: Site, above: Sequence[str], severity: str, log: KernelLog | Unmea
     """
     if len(above) < 2:  # noqa: PLR2004 - a link has two ends
         return (NO_PORT,)
+    return unheard(site, above, severity, log)
+
+
+def unheard(site: Site, above: Sequence[str], severity: str, log: KernelLog | Unmeasurable) -> tuple[str, ...]:
+    """Return why an error of one of these addresses might go unseen; the last one is a root port."""
     told = [attempt(partial(_registers, site, partner, severity)) for partner in above]
     registers = [str(said) for said in told if said]
     return (*_options(site), *_service(site, above[-1], log), *registers)

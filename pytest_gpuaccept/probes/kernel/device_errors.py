@@ -4,6 +4,7 @@ Owns which devices these are, and the comparison of their counters and of the ke
 and the end of a run. Must not judge.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ KINDS = {
     "corrected": (CORRECTED, kernel_events.CORRECTED),
 }
 """Severity -> the metric, and the kind of event in the log."""
+PORT = 0x0604
+"""PCI class of a port, as of a switch or of the root."""
+DATA = (0x01, 0x02, 0x03, 0x12)
+"""PCI base classes of what moves data: drives, networks, displays, accelerators; on these an error must be seen."""
 NONE_COUNTS = "no PCI device but the GPUs counts errors: enable native AER in the BIOS, boot, run again"
 
 
@@ -69,12 +74,30 @@ def device_errors(site: Site) -> Iterator[Outcome]:
     check_same_boot(first.boot, last.boot)
     fresh, lacking = since_start(site, first.log)
     said, ours = list(events(fresh)), set(gpu_ends(site))
+    log = attempt(partial(read_log, site))
     for severity, (metric, kind) in KINDS.items():
+        deaf = dict.fromkeys(why for address in last.counts for why in _unheard(site, address, severity, log))
         logged = Counter(event.where for event in said if event.kind == kind and event.where not in ours)
         seen = _seen(first, last, severity, logged)
         proof = f"the counters of {len(first.counts)} PCI devices were read at both ends of the run, and the kernel log"
         where = {"devices": len(first.counts)}
-        yield Seen(seen.count, (*seen.lacking, *lacking), seen.note).outcome(site, metric, proof, where)
+        reasons = (*seen.lacking, *lacking, *_few(list(deaf)))
+        yield Seen(seen.count, reasons, seen.note).outcome(site, metric, proof, where)
+
+
+def _unheard(site: Site, address: str, severity: str, log: KernelLog | Unmeasurable) -> Sequence[str]:
+    """Return why an error of a port, or of a device that moves data, might go unseen.
+
+    What is on no link, being part of the root, is left out, and so is a virtual function, which reports by another.
+    """
+    above = aer.hops(site, address)
+    uevent = attempt(partial(site.world.read, f"{aer.PCI}/{address}/uevent"))
+    found = re.search(r"^PCI_CLASS=([0-9A-F]{1,6})$", str(uevent), re.MULTILINE)
+    kind = int(found[1], 16) >> 8 if found else 0
+    virtual = isinstance(attempt(partial(site.world.read, f"{aer.PCI}/{address}/physfn/uevent")), str)
+    if kind != PORT and (virtual or len(above) == 1 or kind >> 8 not in DATA):
+        return ()
+    return aer.unheard(site, above, severity, log)
 
 
 def _seen(first: Devices, last: Devices, severity: str, logged: Mapping[str, int]) -> Seen:

@@ -31,12 +31,14 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (HUNG, re.compile(r"blocked for more than \d+ seconds")),
     (MEMORY, re.compile(r"EDAC (MC\d+): \d+ [CU]E\b|RAS: Soft-offlining pfn")),
     (MACHINE_CHECK, re.compile(
-        r"\[Hardware Error\]|Machine [Cc]heck (?:[Ee]xception|events logged)|Uhhuh\. NMI received|NMI: PCI system error"
+        r"\[Hardware Error\]|Machine [Cc]heck (?:[Ee]xception|events logged)|Uhhuh\. NMI received|"
+        r"NMI: (?:PCI system|IOCK) error|Uncorrected hardware memory error|"
+        r"Memory failure: .{0,80}(?:memory corruption|recovery action)"
     )),
     (OOM, re.compile(r"Killed process \d+")),
     (STORAGE, re.compile(
         r"(?:[Bb]uffer I/O|\bI/O|timeout|device offline|recoverable transport|protection|critical \w+(?: \w+)?) error"
-        rf"[, ].{{0,20}}\bdev (?!(?:sr|fd|loop)\d)({NAME})"
+        rf"[, ].{{0,20}}\bdev(?:ice)? (?!(?:sr|fd|loop)\d)({NAME})"
     )),
     (STORAGE, re.compile(rf"blk_update_request: .{{0,40}}error.{{0,20}}\bdev (?!(?:sr|fd|loop)\d)({NAME})")),
     (STORAGE, re.compile(
@@ -44,13 +46,19 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         r"resetting controller|Abort status|Device shutdown incomplete|Removing after probe failure|frozen state error|"
         r"detected capacity change from \d+ to 0)"
     )),
-    (STORAGE, re.compile(r"\b(ata\d+)(?:\.\d+)?: (?:exception Emask|failed command|hard resetting link|SError)")),
     (STORAGE, re.compile(
+        r"\b(ata\d+)(?:\.\d+)?: (?:exception Emask|failed command|hard resetting link|SError|disabled?\b)|"
+        r"\[(sd[a-z]{1,3})\].{0,20} FAILED Result: hostbyte=(?!DID_OK)"
+    )),
+    (STORAGE, re.compile(
+        rf"device-mapper: .{{0,80}}(?:[Cc]hecksum failed|I/O error|[Cc]orrupt|Failing path)|"
+        rf"Pool '{NAME}' has encountered an uncorrectable I/O failure|"
         rf"md/raid\S*:? ?({NAME}): Disk failure|attempt to access beyond end of device|"
         r"rejecting I/O to (?:offline|dead)"
     )),
     (FILES, re.compile(
-        rf"EXT4-fs error \(device ({NAME})\)|Aborting journal on device ({NAME})|JBD2: Detected IO errors|"
+        rf"EXT4-fs (?:error \(device ({NAME})\)|warning \(device ({NAME})\): .{{0,60}}I/O error)|"
+        rf"Aborting journal on device ({NAME})|JBD2: Detected IO errors|"
         rf"EXT4-fs \(({NAME})\): (?:Remounting filesystem read-only|Delayed block allocation failed|.{{0,60}}I/O error)"
     )),
     (FILES, re.compile(
@@ -61,15 +69,18 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         r"Remounting filesystem read-only"
     )),
     (IOMMU, re.compile(
-        rf"({aer.ADDRESS}): AMD-Vi: Event logged \[|AMD-Vi: Event logged \[|DMAR: .{{0,80}}\bfault addr|"
-        r"DMAR: \[DMA (?:Read|Write)"
+        rf"({aer.ADDRESS}): AMD-Vi: Event logged \[|AMD-Vi: (?:Event logged \[|Completion-Wait loop timed out)|"
+        r"DMAR: .{0,80}\bfault addr|DMAR: \[DMA (?:Read|Write)"
     )),
-    (UNPLUGGED, re.compile(rf"({aer.ADDRESS}): pciehp: Slot\(\S+\): (?:Link Down|Card not present)")),
+    (UNPLUGGED, re.compile(
+        rf"({aer.ADDRESS}): (?:pciehp: Slot\(\S+\): (?:Link Down|Card not present)|"
+        r".{0,60}from D3cold.{0,40}inaccessible)"
+    )),
     (STALLED, re.compile(rf"NETDEV WATCHDOG: ({NAME})")),
     (LINK, re.compile(rf"\b(?!SATA )({NAME}):? (?:NIC )?[Ll]ink(?: is)? [Dd]own\b")),
     (SLOWED, re.compile(r"temperature(?:/speed)? (?:is )?above threshold")),
     (DRIVER, re.compile(
-        rf"NVRM: (?:GPU )?({aer.BUS})?\S* ?RmInitAdapter failed|NVRM: .{{0,60}}API mismatch|"
+        rf"NVRM: (?:GPU )?({aer.BUS})?\S* ?(?:RmInitAdapter|rm_init_adapter) failed|NVRM: .{{0,60}}API mismatch|"
         r"NVRM: .{0,80}(?:GSP.{0,40}(?:error|timeout)|[Hh]eartbeat)"
     )),
     (UNCORRECTED, re.compile(rf"({aer.ADDRESS}): DPC: containment event")),
@@ -79,12 +90,17 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 MAYBE = re.compile(
     r"PCIe Bus Error|AER: |NVRM|DPC: |EDAC MC|Hardware Error|[Mm]achine [Cc]heck|NMI|panic|BUG|Oops|fault|Unable to|"
     r": 0000|lockup|LOCKUP|stall|blocked for|Killed process|rror|nvme|ata\d|Disk failure|beyond end|read-only|RAS: |"
-    r"EXT4-fs|XFS|BTRFS|[Ll]ink|above threshold|Missed|suppressed|rejecting I/O|journal|AMD-Vi|DMAR|WATCHDOG|Slot\("
+    r"EXT4-fs|XFS|BTRFS|[Ll]ink|above threshold|Missed|suppressed|rejecting I/O|journal|AMD-Vi|DMAR|WATCHDOG|Slot\(|"
+    r"Memory failure|FAILED Result|device-mapper|I/O failure|D3cold"
 )
 """What a message must hold to be looked at closely: nearly all of a log does not."""
-REPAIRED = re.compile(r"Corrected error|severity: corrected|\|CE\||Corrected hardware")
-BROKEN = re.compile(r"[Uu]ncorrected|\|UE\||[Ff]atal|Deferred|severity: recoverable|Exception|panic")
+REPAIRED = re.compile(r"Corrected error|severity: (?:corrected|info)|\|CE\||Corrected hardware|EDAC MC\d+: \d+ CE\b")
+BROKEN = re.compile(
+    r"[Uu]ncorrected|\|UE\||[Ff]atal|Deferred|severity: recoverable|Exception|panic|EDAC MC\d+: \d+ UE\b|Memory failure"
+)
 """What one of the lines of a hardware error says of all of them."""
+OF_PCIE = re.compile(rf"section_type: PCIe error.*?device_id: ({aer.ADDRESS})", re.DOTALL)
+"""Whose error the firmware tells of, where it is one of PCIe."""
 VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|\b[0-9a-f]{8,}\b|\d+")
 LONGEST = 160
 SAME_ERROR_US = 1_000_000
@@ -109,23 +125,33 @@ def events(records: Iterable[Record]) -> Iterator[Event]:
         if MAYBE.search(record.message):
             yield from _pcie(record, headers)
             for event in _others(record):
-                if event.kind != MACHINE_CHECK:
+                if event.kind not in (MACHINE_CHECK, MEMORY):
                     yield event
                     continue
                 if lines and event.us - lines[-1].us >= SAME_ERROR_US:
-                    yield _hardware_error(lines)
+                    yield from _hardware_error(lines)
                     lines = []
                 lines.append(event)
     if lines:
-        yield _hardware_error(lines)
+        yield from _hardware_error(lines)
 
 
-def _hardware_error(lines: Sequence[Event]) -> Event:
-    """Return the one error that the lines of a moment describe: corrected where they say so, and nothing worse."""
+def _hardware_error(lines: Sequence[Event]) -> Iterator[Event]:
+    """Yield what the lines of a moment describe: one error, corrected where they say so and nothing worse.
+
+    What EDAC says of a memory module stands for itself, and for the machine check that it explains.
+    """
+    memory = [line for line in lines if line.kind == MEMORY]
+    yield from memory
     text = "; ".join(line.text.strip() for line in lines)
-    mended = REPAIRED.search(text) and not BROKEN.search(text)
+    mended = REPAIRED.search(text) is not None and not BROKEN.search(text)
+    if len(memory) == len(lines) or (memory and mended):
+        return
     where = next((line.where for line in lines if line.where), "")
-    return replace(lines[0], kind=MENDED if mended else MACHINE_CHECK, where=where, text=text)
+    if pcie := OF_PCIE.search(text):
+        yield replace(lines[0], kind=CORRECTED if mended else UNCORRECTED, where=pcie[1].lower(), text=text)
+    else:
+        yield replace(lines[0], kind=MENDED if mended else MACHINE_CHECK, where=where, text=text)
 
 
 def _pcie(record: Record, headers: dict[str, int]) -> Iterator[Event]:

@@ -15,10 +15,11 @@ from pytest_gpuaccept.metric import Metric
 from pytest_gpuaccept.probe import Probe, Site
 from pytest_gpuaccept.probes.kernel import counts as kernel_counts
 from pytest_gpuaccept.probes.kernel import events as kernel_events
+from pytest_gpuaccept.probes.kernel import xid
 from pytest_gpuaccept.probes.kernel.aer import grown
 from pytest_gpuaccept.probes.kernel.counts import TAINTED, VMSTAT
 from pytest_gpuaccept.probes.kernel.events import Event, events
-from pytest_gpuaccept.probes.kernel.log import KernelLog, read_log, since_start
+from pytest_gpuaccept.probes.kernel.log import CUT_LOG, KernelLog, read_log, since_start
 from pytest_gpuaccept.probes.since import BOOT_ID, Seen, attempt, begun, check_same_boot
 
 FAULTS = Metric(
@@ -35,17 +36,27 @@ TAINT = Metric("host.taint.new", "Signs of damage that the kernel set", "count",
 TAINT_BEFORE = Metric(
     "host.taint.before", "Signs of damage that the kernel had set before", "count", "host", none_seen=True
 )
+BEFORE = Metric("host.events.before", "Signs of damage in this boot before the run", "count", "host", none_seen=True)
 CRASHES = Metric("host.crashes", "Crashes of earlier boots that are on record", "count", "host", none_seen=True)
 
 PSTORE, KEPT = "/sys/fs/pstore", "/var/lib/systemd/pstore"
 """Where the kernel shows what an earlier one wrote when it crashed, and where systemd moves that at the next start."""
 BACKEND = "/sys/module/pstore/parameters/backend"
 NO_BACKEND = ("(null)", "", "N")
+STALLS = "/sys/module/rcupdate/parameters/rcu_cpu_stall_suppress"
 DETECTORS = {
-    "/proc/sys/kernel/watchdog": "lockups: sysctl -w kernel.watchdog=1",
-    "/proc/sys/kernel/hung_task_timeout_secs": "hung tasks: sysctl -w kernel.hung_task_timeout_secs=120",
+    "/proc/sys/kernel/watchdog": ("0", "lockups: sysctl -w kernel.watchdog=1"),
+    "/proc/sys/kernel/watchdog_thresh": ("0", "lockups: sysctl -w kernel.watchdog_thresh=10"),
+    "/proc/sys/kernel/soft_watchdog": ("0", "lockups: sysctl -w kernel.soft_watchdog=1"),
+    "/proc/sys/kernel/hung_task_timeout_secs": ("0", "hung tasks: sysctl -w kernel.hung_task_timeout_secs=120"),
+    "/proc/sys/kernel/hung_task_warnings": ("0", "more hung tasks: sysctl -w kernel.hung_task_warnings=10"),
+    STALLS: ("1", f"stalls of RCU: echo 0 > {STALLS}"),
 }
-"""File that says 0 where nobody looks for something -> for what, and the remedy."""
+"""File -> what it says where nobody looks for something; for what, and the remedy.
+
+nmi_watchdog is none of them: many machines cannot have it, and a CPU that hangs with its interrupts off is told
+by the stalls of RCU.
+"""
 COLLECTOR = "Correctable Errors collector initialized"
 COLLECTED = (
     "the kernel collects corrected memory errors for itself and counts none (RAS CEC): add the kernel option "
@@ -69,6 +80,7 @@ class Kernel:
     uncorrected: Counts
     ext4: Counts
     log: KernelLog | Unmeasurable
+    before: Seen | Unmeasurable
 
 
 COUNTS: dict[str, Callable[[Site], dict[str, int]]] = {
@@ -84,7 +96,25 @@ def start(site: Site) -> Kernel:
     """Read the kernel's counts, and where its log ends."""
     log = attempt(partial(read_log, site))
     read: dict[str, Counts] = {name: attempt(partial(ask, site)) for name, ask in COUNTS.items()}
-    return Kernel(site.world.read(BOOT_ID), **read, log=log.forgotten if isinstance(log, KernelLog) else log)
+    damage = log if isinstance(log, Unmeasurable) else _damage(log, read["uncorrected"])
+    end = log.forgotten if isinstance(log, KernelLog) else log
+    return Kernel(site.world.read(BOOT_ID), **read, log=end, before=damage)
+
+
+def _damage(log: KernelLog, uncorrected: Counts) -> Seen:
+    """Count what this boot's log, from its first line on, tells of damage, and the memory errors counted so far."""
+    kinds = (*kernel_events.FAULTS, kernel_events.STORAGE, kernel_events.FILES, kernel_events.UNCORRECTED)
+    said = [event for event in events(log.records) if event.kind in kinds or _is_grave(event.kind)]
+    told = _of(said, [event.kind for event in said], () if log.whole else (log.says(CUT_LOG),))
+    lost = 0 if isinstance(uncorrected, Unmeasurable) else sum(uncorrected.values())
+    note = "; ".join(filter(None, (told.note, f"uncorrected memory errors {lost}" if lost else "")))
+    return Seen(told.count + lost, told.lacking, note)
+
+
+def _is_grave(kind: str) -> bool:
+    """Say whether an event is an Xid that is more than a note."""
+    name, _, code = kind.partition(" ")
+    return name == kernel_events.XID and (not code or xid.known(int(code)).kind != xid.NOTE)
 
 
 def host_events(site: Site) -> Iterator[Outcome]:
@@ -104,13 +134,20 @@ def host_events(site: Site) -> Iterator[Outcome]:
     ):  # fmt: skip
         yield seen.outcome(site, metric, proof, {})
     yield _before(site, first)
+    if isinstance(first.before, Unmeasurable):
+        yield NotMeasured(BEFORE.id, site.device, str(first.before))
+    else:
+        yield first.before.outcome(site, BEFORE, "the kernel log was read from the first line of this boot", {})
 
 
 def undetected(site: Site) -> Iterator[str]:
-    """Yield what nobody would see, because its detector is switched off."""
-    for path, what in DETECTORS.items():
-        if attempt(partial(site.world.read, path)) == "0":
+    """Yield what nobody would see, because its detector is switched off, or not part of the kernel."""
+    for path, (off, what) in DETECTORS.items():
+        said = attempt(partial(site.world.read, path))
+        if said == off:
             yield f"the kernel looks for no {what}"
+        elif isinstance(said, Unmeasurable):
+            yield f"whether the kernel looks for {what.split(':')[0]} cannot be read ({said}): run a kernel that does"
 
 
 def _of(said: Iterable[Event], kinds: Sequence[str], lacking: Sequence[str]) -> Seen:
@@ -189,7 +226,7 @@ def crashes(site: Site) -> Iterator[Outcome]:
 PROBES = (
     Probe(
         "host.events", "final", "host",
-        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINT, TAINT_BEFORE, NOVEL), host_events, before=start,
+        (FAULTS, STORAGE, OOM, CORRECTED, UNCORRECTED, TAINT, TAINT_BEFORE, BEFORE, NOVEL), host_events, before=start,
     ),
     Probe("host.crashes", "final", "host", (CRASHES,), crashes),
 )  # fmt: skip

@@ -30,7 +30,8 @@ BAD = ("cr", "nr")
 """What a threshold's status ends with when the sensor is critical, or beyond recovery."""
 ALARMS = re.compile(
     r"failure|predictive fail|\bfailed\b|fault|ac lost|out-of-range|config error|redundancy lost|redundancy degraded"
-    r"|insufficient|to critical|non-recoverable|limit exceeded|uncorrectable|critical array|ierr|thermal trip|fatal",
+    r"|insufficient|to critical|non-recoverable|limit exceeded|uncorrectable|critical array|ierr|thermal trip|fatal"
+    r"|configuration error|pci [ps]err|bus degraded|bus timeout|throttled|\bparity\b",
     re.IGNORECASE,
 )
 """States of a sensor without thresholds that are one of damage; ipmitool calls each of these sensors `ok`."""
@@ -166,8 +167,11 @@ def sensors(site: Site, first: Board | Unmeasurable, last: Mapping[str, Sensor] 
     flaws = {name: _flaw(then.get(name), last.get(name)) for name in then.keys() | last.keys()}
     found = [f"{name.rsplit(' ', 1)[0]} {flaw}" for name, flaw in sorted(flaws.items()) if flaw]
     read = sum(1 for sensor in last.values() if sensor.status != NO_READING)
-    note = "; ".join(found[:NAMED]) + ("" if then else "; what it read at the start is not known")
-    return site.measured(SENSORS, len(found), proof=f"{read} of {len(last)} sensors read", note=note.removeprefix("; "))
+    still = [name.rsplit(" ", 1)[0] for name, sensor in sorted(last.items()) if STANDS.fullmatch(sensor.reading)]
+    stand = f"at 0 RPM: {', '.join(still[:NAMED])}" if still else ""
+    unknown = "" if then else "what it read at the start is not known"
+    note = "; ".join(filter(None, (*found[:NAMED], stand, unknown)))
+    return site.measured(SENSORS, len(found), proof=f"{read} of {len(last)} sensors read", note=note)
 
 
 def _flaw(then: Sensor | None, now: Sensor | None) -> str:

@@ -4,10 +4,12 @@ Owns the questions and the parsers of the answers. Must not judge, and changes n
 """
 
 import datetime as dt
+import ipaddress
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -17,9 +19,9 @@ from pytest_gpuaccept.probes.services.exposition import TEMPERATURES
 READY, RULES, RUNTIME = "/-/ready", "/api/v1/rules", "/api/v1/status/runtimeinfo"
 TARGETS = "/api/v1/targets?state=active"
 TOPICS: Mapping[str, str] = {
-    "temperature": r"GPU_TEMP|temperature",
-    "Xid": r"XID_ERROR|xid",
-    "PCIe errors": r"PCIE_REPLAY|PCIE_CORRECTABLE|PCIE_.*ERROR|(?<![a-z])aer(?![a-z])|pcie_replay",
+    "temperature": r"(?i)(?:gpu|nvidia|nvml|dcgm|memory)_?\w*temp",
+    "Xid": r"(?i)(?<![a-z])xid(?![a-z])",
+    "PCIe errors": r"(?i)pcie_(?:replay|correctable)|(?<![a-z])aer(?![a-z])",
 }
 """What alerts are wanted for -> what the expression of one names."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -46,16 +48,20 @@ def scraped(answer: str, base: str, hostname: str, oldest: dt.datetime) -> tuple
     """Say whether every target of the machine is up, without error, and was scraped after `oldest`.
 
     The server at `base` itself is none. Of a server that looks after many machines only those targets count
-    that bear the machine's name, unless none does.
+    that bear the machine's name; where none does, those do that bear no name but an address, and all of a server
+    that runs on the machine, as those of containers.
     """
     try:
         others = [target for target in json.loads(answer)["data"]["activeTargets"] if not _is_itself(target, base)]
-        targets = [target for target in others if _is_of(target, base, hostname)] or others
+        local = _place(base)[0] in LOOPBACK
+        here = [target for target in others if local or _is_address(_place(str(target["scrapeUrl"]))[0])]
+        targets = [target for target in others if _is_of(target, base, hostname)] or here
         states = {str(target["scrapeUrl"]): _target_flaw(target, oldest) for target in targets}
     except UNREADABLE as error:
         raise _refuse(answer, error) from None
     fresh = [url for url, flaw in states.items() if not flaw]
-    note = f"{len(fresh)} of {len(states)} targets besides itself are up and freshly scraped"
+    of = "besides itself" if states or not others else f"of {hostname} (of {len(others)} others)"
+    note = f"{len(fresh)} of {len(states)} targets {of} are up and freshly scraped"
     rest = [*(f"{url} {flaw}" for url, flaw in states.items() if flaw), *fresh]
     return bool(fresh) and len(fresh) == len(states), f"{note}: {'; '.join(rest)[:300]}" if rest else note
 
@@ -79,6 +85,12 @@ def _place(url: str) -> tuple[str, int | None]:
     """Return host and port of an address."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or USUAL_PORTS.get(parts.scheme)
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 def _is_of(target: Mapping[str, Any], base: str, hostname: str) -> bool:

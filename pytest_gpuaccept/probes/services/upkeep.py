@@ -39,6 +39,8 @@ PARTS = re.compile(r"nvidia-(?:dkms|kernel|utils|compute-utils)|linux-modules-nv
 SETTING = re.compile(r'(\S+) "(.*)";')
 BLACKLIST, PERIODIC = "Unattended-Upgrade::Package-Blacklist::", "APT::Periodic::Unattended-Upgrade"
 ANY_PERIODIC = "APT::Periodic::Enable"
+OWN_CLOCK, MOST_OFF_S = "7F7F", 1.0
+"""Beginning of chrony's reference id where it follows itself; seconds by which a clock that is followed may differ."""
 CLOCKS = "both clocks at the start"
 STEP_S, SLEWED = 1.0, 0.001
 """Seconds by which a clock that runs may leave the kernel's own; share of the time by which it may be slewed."""
@@ -67,6 +69,9 @@ def persistence_boot(site: Site, metric: Metric) -> Measurement:
     if not why:
         starts = _starter(site, shown)
         why = "" if starts else "nothing was found that starts it: it is not enabled, no unit wants it, no udev rule"
+        passing = [path for key in ("FragmentPath", "DropInPaths") for path in shown.get(key, "").split()]
+        if lost := [path for path in passing if path.startswith("/run/")]:
+            why = f"{lost[0]} is gone with the next start: put it below /etc/systemd/system"
         note = f"it is active, and {starts}; {shown['ExecStart'][:200]}"
     return site.measured(metric, not why, note=f"{DAEMON}: {why or note}")
 
@@ -88,7 +93,7 @@ def _starter(site: Site, shown: Mapping[str, str]) -> str:
     """Return what starts the daemon at boot, '' when nothing is found."""
     if shown.get("UnitFileState") == "enabled":
         return "its unit is enabled"
-    if wanted := shown.get("WantedBy", ""):
+    if (wanted := shown.get("WantedBy", "")) and not shown.get("UnitFileState", "").endswith("-runtime"):
         return f"its unit is wanted by {wanted[:80]}"
     rule = next((path for folder in UDEV for path in _rules(site, folder) if _starts(site, path)), "")
     return f"the udev rules of {rule} start it" if rule else ""
@@ -234,7 +239,8 @@ def _followed(site: Site, metric: Metric) -> Measurement:
     if value:
         return site.measured(metric, value=True, note=note)
     try:
-        return site.measured(metric, parse_leap(printed(site, "chronyc", "tracking")), note="chronyc")
+        why = unfollowed(printed(site, "chronyc", "tracking"))
+        return site.measured(metric, not why, note=f"chronyc: {why}" if why else "chronyc")
     except Unmeasurable as error:
         if value is None:
             message = f"{note}; {error}"
@@ -251,13 +257,18 @@ def parse_flag(text: str) -> bool:
     return flag
 
 
-def parse_leap(text: str) -> bool:
-    """Return whether chrony follows a source, by the leap status; raises Unmeasurable without one."""
-    found = re.search(r"^Leap status\s*:\s*(\S.*?)\s*$", text, re.MULTILINE)
-    if not found:
-        message = f"chronyc shows no leap status: {text[:60]!r}"
+def unfollowed(text: str) -> str:
+    """Return why chrony's clock follows no other, '' when it does; raises Unmeasurable where tracking does not say."""
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    off = re.match(r"([0-9]{1,12}\.[0-9]{1,12}) seconds (?:slow|fast)", said.get("System time", ""))
+    if "Leap status" not in said or off is None or not said.get("Reference ID"):
+        message = f"chronyc does not tell what it follows: {text[:60]!r}"
         raise Unmeasurable(message)
-    return found[1] in ("Normal", "Insert second", "Delete second")
+    if said["Leap status"] not in ("Normal", "Insert second", "Delete second"):
+        return said["Leap status"]
+    if said["Reference ID"].startswith(OWN_CLOCK):
+        return "it follows its own clock"
+    return f"{off[1]} s off" if float(off[1]) >= MOST_OFF_S else ""
 
 
 # units ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ Groups = Mapping[str, tuple[int, int]]
 
 
 def unallocated(site: Site, metric: Metric) -> Measurement:
-    """Return the share of all volume groups' space that belongs to no volume, in %.
+    """Return the share of a volume group's space that belongs to no volume, in %, of the one with the largest.
 
     What vgs may not show without root is calculated from the block devices.
     """
@@ -36,9 +36,8 @@ def unallocated(site: Site, metric: Metric) -> Measurement:
             groups, how = _by_lsblk(site), "; by lsblk, as vgs lists none: LVM's own share counts as free"
     except Unmeasurable as denied:
         groups, how = _by_lsblk(site), f"; by lsblk, as {denied}: LVM's own share counts as free"
-    size, free = sum(size for size, _ in groups.values()), sum(free for _, free in groups.values())
     note = ", ".join(f"{name}: {part / 2**30:.0f} of {whole / 2**30:.0f} GiB" for name, (whole, part) in groups.items())
-    return site.measured(metric, 100 * free / size, note=note + how)
+    return site.measured(metric, max(100 * free / size for size, free in groups.values()), note=note + how)
 
 
 def _by_vgs(site: Site) -> Groups:
