@@ -81,7 +81,7 @@ class State:
         """Take that a probe begins; one that `waits` starts loads, and its seconds count from their first result."""
         self.name, self.device = printable(name)[:LONGEST_NAME], printable(device)[:LONGEST_NAME]
         self.began, self.waits = now, waits
-        seconds = _number(params, "seconds")
+        seconds = None if "sustained_seconds" in params else _number(params, "seconds")  # of each of several jobs
         self.planned = None if seconds is None else seconds + (_number(params, "warmup_seconds") or 0.0)
         self.gpus: dict[str, Gpu] = {}
         self.products: dict[str, None] = {}

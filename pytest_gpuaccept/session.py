@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -141,7 +142,8 @@ class Session:
         cut_off = [folder for folder, name in self._unfinished(source).items() if name == self.profile.name]
         left = [s.folder / s.resume] if s.resume else cut_off
         if not left:
-            message = f"--hw-resume: no run of {self.profile.name} on this machine was cut off in {EVIDENCE_ROOT}/"
+            place = f"{EVIDENCE_ROOT}/; name the folder of one elsewhere: --hw-resume=FOLDER"
+            message = f"--hw-resume: no run of {self.profile.name} on this machine was cut off in {place}"
             raise InputError(message)
         how = source.mode, source.scenario, source.world
         return replace(source, resumption=take(left[0], self.profile, self.catalogue, *how))
@@ -233,7 +235,7 @@ class Session:
 
     def _clear_scratch(self, run: Run, world: LiveWorld) -> None:
         """Remove what runs that died left on the drives; the free space is checked later."""
-        for mount in {facts.mount for facts in self.profile.device.values() if facts.mount}:
+        for mount in {tempfile.gettempdir(), *(facts.mount for facts in self.profile.device.values() if facts.mount)}:
             for folder in world.clear(mount):
                 self.write(f"gpuaccept: removed {folder}, left by a run that died")
                 if run.writer:

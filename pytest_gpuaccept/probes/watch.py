@@ -259,7 +259,7 @@ def _network(site: Site) -> dict[str, Source]:
 
 
 def _drives(site: Site) -> dict[str, Source]:
-    """Return the health logs of the drives behind a mount, which are asked for only before and after a probe."""
+    """Return the health logs of the NVMe drives behind a mount, which are asked for only before and after a probe."""
     backing = attempt(lambda: drives_of(site))
     drives = () if isinstance(backing, Unmeasurable) else backing.drives
     return {
@@ -267,6 +267,7 @@ def _drives(site: Site) -> dict[str, Source]:
             site.device, f"health log, {drive.name}", health_counts, ask=partial(_health, site, drive)
         )
         for drive in drives
+        if drive.controller
     }  # fmt: skip
 
 
@@ -352,7 +353,9 @@ def idle(site: Site) -> Iterator[Outcome]:
     watch.look()
     seen = [charge for charge in watch.charged[known:] if charge.t > began and not harmless(charge)]
     unread = [f"{name}: {why}" for name, why in watch.unread.items() if is_file(name) or watch.sources[name].ask]
-    lacking = [f"{len(unread)} counters cannot be read, {unread[0]}"] if unread else []
+    lacking = (
+        [f"{len(unread)} of {len(watch.sources)} counters cannot be read, the first is {unread[0]}"] if unread else []
+    )
     note = "; ".join(f"{charge.device}: {charge.what} {charge.count}" for charge in seen)
     read = len(watch.sources) - len(watch.unread)
     proof = f"{read} counters were read before and after {seconds:g} s of rest"

@@ -196,7 +196,10 @@ def flaws(result: FioResult, job: Job, argv: Sequence[str], seen: Seen, ceiling:
         ),
         (not _rising(result.percentiles), "the percentiles of the latency are missing or do not rise"),
         (result.lost_ios != 0, f"{result.lost_ios} requests were cut short or dropped"),
-        (seen.busy < LEAST_BUSY, f"the drive had work in only {seen.busy:.1f} % of the time"),
+        (
+            seen.busy < LEAST_BUSY,
+            f"the drive had work in only {seen.busy:.1f} % of the time: end what uses the CPUs, run again",
+        ),
         (bool(other), f"fio ran with other options than asked: {', '.join(other)}"),
     )
     return [reason for bad, reason in gates if bad]

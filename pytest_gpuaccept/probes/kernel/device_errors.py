@@ -36,7 +36,7 @@ PORT = 0x0604
 """PCI class of a port, as of a switch or of the root."""
 DATA = (0x01, 0x02, 0x03, 0x12)
 """PCI base classes of what moves data: drives, networks, displays, accelerators; on these an error must be seen."""
-NONE_COUNTS = "no PCI device but the GPUs counts errors: enable native AER in the BIOS, boot, run again"
+NONE_COUNTS = "no PCI device but the GPUs counts errors: enable native AER in the BIOS; a virtual machine shows none"
 
 
 @dataclass(frozen=True, slots=True)

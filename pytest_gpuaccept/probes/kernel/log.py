@@ -49,7 +49,7 @@ KERNEL_CLOCK = "kernel clock"
 PERIOD_S, LONGEST_S, TOOL_S = 0.5, 15.0, 10.0
 """Seconds between looks for a line of our own, until it is given up, and that a tool may take."""
 
-NO_LOG = "the kernel log cannot be read: add this user to the group adm or systemd-journal and log in again"
+NO_LOG = "the kernel log cannot be read: run as root, or add this user to the group adm or systemd-journal"
 LARGER = {"journalctl": "raise SystemMaxUse in journald.conf", "dmesg": "add the kernel option log_buf_len=16M"}
 """Source of a log -> how it becomes larger."""
 CUT_LOG = "the kernel log lacks the first lines of this boot: {}, boot, run again"

@@ -243,7 +243,7 @@ def _followed(site: Site, metric: Metric) -> Measurement:
         return site.measured(metric, not why, note=f"chronyc: {why}" if why else "chronyc")
     except Unmeasurable as error:
         if value is None:
-            message = f"{note}; {error}"
+            message = f"{note}; {error}: start systemd-timesyncd, or install chrony"
             raise Unmeasurable(message) from None
     return site.measured(metric, value=False, note=f"{note} says that it is not")
 
