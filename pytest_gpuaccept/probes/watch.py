@@ -392,6 +392,8 @@ def watched(site: Site) -> Iterator[Outcome]:
                 own = [charge for charge in charges if charge.device == device and not harmless(charge)]
                 counts = by_phase(own)
                 yield site.measured(metric, sum(counts.values()), device=device, conditions=counts, note=kinds(own))
+            else:
+                yield NotMeasured(metric.id, device, "nothing of it is counted here: no link, no port, no health log")
 
 
 def in_log(watch: Watch, fresh: Iterable[LogRecord]) -> Iterator[Charge]:
