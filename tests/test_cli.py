@@ -1,6 +1,7 @@
 """The `gpuaccept` command: each verb's output and exit status."""
 
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -86,6 +87,36 @@ def test_rejudge_by_other_limits_shows_what_changed(bundle, tmp_path, capsys):
     assert read_bundle(tmp_path / "again").flaws == ()
 
 
+def test_rejudge_says_which_verdicts_it_leaves_out(bundle, tmp_path, capsys):
+    """A profile of one line does not make the failures of the others go away in silence."""
+    line = '[line."host.cpu.cores"]\nmin = 1\nunit = "count"\nsource = "any"\n'
+    (tmp_path / "tiny.toml").write_text(f'title = "tiny"\n{line}')
+    assert main(["rejudge", str(bundle), "--hw=tiny.toml"]) == 0
+    left_out = Counter(v.verdict for v in read_bundle(bundle).verdicts if v.line != "host.cpu.cores")
+    told = capsys.readouterr().out.splitlines()[-2]
+    assert told.startswith("not in this profile, and so not judged: ")
+    assert f"{left_out['FAIL']} FAIL" in told
+
+
+def test_a_profile_has_one_digest_wherever_its_files_lie(bundle, tmp_path, capsys):
+    """A copy of the shipped files, in another folder, is the same order."""
+    digests = []
+    for prepare in (lambda: None, lambda: main(["init"])):
+        prepare()
+        main(["rejudge", str(bundle), "--hw=4x4090"])
+        digests.append(capsys.readouterr().out.split()[-1])
+    assert digests[0] == digests[1]
+
+
+def test_a_changed_byte_is_one_flaw_however_many_checkpoints_follow(bundle, capsys):
+    """The first checkpoint that does not fit says where; those behind it cannot."""
+    text = (bundle / "evidence.jsonl").read_text()
+    (bundle / "evidence.jsonl").write_text(text.replace("171.7", "199.9", 1))
+    assert main(["verify", str(bundle)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("and this checkpoint was changed" in line for line in lines) <= 1
+
+
 def test_a_changed_bundle_is_not_judged(bundle, capsys):
     """Evidence whose digests do not hold is bad input for rejudge."""
     text = (bundle / "evidence.jsonl").read_text()
@@ -116,7 +147,7 @@ def test_init_copies_what_is_meant_for_editing(tmp_path, capsys):
     [
         ('metric = "gpu.xit"\nunit = "count"\nvalues = {gpu0 = 0}', "did you mean 'gpu.xid'"),
         ('metric = "gpu.xid"\nunit = "W"\nvalues = {gpu0 = 0}', "measured in count"),
-        ('metric = "gpu.xid"\nunit = "count"\nvalue = {gpu0 = 0}', "values"),
+        ('metric = "gpu.xid"\nunit = "count"\nvalue = {gpu0 = 0}', "figure.0.values: Field required (and 1 more)"),
     ],
 )
 def test_transcribe_refuses_what_was_never_declared(figures, words, tmp_path, capsys):

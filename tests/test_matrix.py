@@ -72,6 +72,20 @@ def sign_off(pytester, *args):
     return result, read_bundle(pytester.path / "ev")
 
 
+@pytest.mark.parametrize(
+    ("fault", "line", "reason"),
+    [("host.log.unreadable", "host.log.complete", "group adm"), ("nvme0.missing", "nvme.read.seq", "mount of nvme0: ")],
+)
+def test_what_shows_at_rest_holds_every_load_back(pytester, fault, line, reason):
+    """An hour of burns is not begun where the kernel log, or the folder of a drive, is seen not to be there."""
+    result, bundle = sign_off(pytester, f"--hw-sim=healthy,fault={fault}")
+    found = {v.line: v for v in bundle.verdicts}
+    assert reason in found[line].reason or found[line].verdict == "NOT_RUN"
+    assert {found[name].verdict for name in ("cpu.burn.errors", "gpu.burn.errors")} == {"NOT_RUN"}
+    assert f"{reason}" in result.stdout.str()
+    assert "no load is started" in result.stdout.str()
+
+
 def test_all_tests_skipped_is_not_accepted(pytester):
     """Fault 11: a suite that skips everything is INCOMPLETE."""
     pytester.makepyfile(skips="import pytest\ndef pytest_runtest_setup(item): pytest.skip('not today')")

@@ -286,3 +286,20 @@ def test_any_variable_is_on_off_or_neither(variable):
     with suppress(Unmeasurable):
         assert next_boot.secure_boot(site) is (variable[4] == 1)
         assert len(variable) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "value"),
+    [
+        ("boot/grub/grubenv", f"saved_entry=gnulinux-advanced-1234>gnulinux-{OLDER}-advanced-1234\n", False),
+        ("boot/grub2/grubenv", f"next_entry=0123456789abcdef-{OLDER}\n", False),
+        ("etc/default/grub", f'GRUB_DEFAULT="Advanced options for Ubuntu>Ubuntu, with Linux {OLDER}"\n', False),
+        ("etc/default/grub", f"GRUB_DEFAULT=0\n# {OLDER}\n", True),
+        ("boot/grub/grubenv", "saved_entry=0\n", True),
+    ],
+)
+def test_a_kernel_that_the_boot_loader_names_must_have_the_driver(site, file, text, value):
+    """The next start takes what was saved, and not the newest."""
+    put(site, file, text)
+    site.world.modules.pop(OLDER, None)
+    assert take(site, "host.kernel.installed").value is value

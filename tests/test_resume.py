@@ -526,7 +526,12 @@ def test_an_unfinished_bundle_renders_verifies_and_is_judged_as_incomplete(lab, 
     """Whatever is done with it, it accepts nothing."""
     monkeypatch.chdir(lab.folder)
     assert main(["render", str(cut["gpus"])]) == 0
-    assert "SIMULATED INCOMPLETE" in capsys.readouterr().out
+    out, page = capsys.readouterr().out, (cut["gpus"] / "report.html").read_text()
+    assert "SIMULATED INCOMPLETE" in out
+    assert f"--hw=lab --hw-resume={cut['gpus']}" in out
+    assert "the run was cut off before it was measured" in page
+    assert "Every line has a value" not in page
+    assert page.count('class="v PASS"') > 0
     assert main(["verify", str(cut["gpus"])]) == 1
     assert "the run was cut off and decides nothing" in capsys.readouterr().out
     assert main(["rejudge", str(cut["gpus"]), "--hw=lab"]) == 10

@@ -113,6 +113,8 @@ def show(**changed):
         ({"LoadState": "not-found", "ActiveState": "inactive", "ExecStart": ""}, False, "its unit is not-found"),
         ({"ActiveState": "failed"}, False, "it is failed"),
         ({"ActiveState": "inactive"}, False, "it is inactive"),
+        ({"DropInPaths": "/run/systemd/system/x.d/mode.conf"}, False, "is gone with the next start"),
+        ({"FragmentPath": "/run/systemd/transient/nvidia-persistenced.service"}, False, "is gone with the next start"),
     ],
 )
 def test_a_daemon_counts_that_is_started_at_boot_and_turns_the_mode_on(site, tools, changed, value, said):
@@ -120,6 +122,14 @@ def test_a_daemon_counts_that_is_started_at_boot_and_turns_the_mode_on(site, too
     tools["show -p LoadState,ActiveState,UnitFileState"] = show(**changed)
     found = look(site)["service.persistence_boot"]
     assert (found.value, said in found.note) == (value, True), found.note
+
+
+def test_a_unit_enabled_until_the_next_start_does_not_survive_it(site, tools, monkeypatch):
+    """What wants it then lies in /run too."""
+    monkeypatch.setattr(upkeep, "UDEV", ())
+    runtime = {"UnitFileState": "enabled-runtime", "WantedBy": "multi-user.target"}
+    tools["show -p LoadState,ActiveState,UnitFileState"] = show(**runtime)
+    assert look(site)["service.persistence_boot"].value is False
 
 
 @pytest.mark.parametrize(
@@ -333,6 +343,12 @@ def member(name, size, *volumes):
     """Return a physical volume with its volumes, each (name, size)."""
     children = [{"name": volume, "type": "lvm", "fstype": "ext4", "size": of} for volume, of in volumes]
     return {"name": name, "type": "part", "fstype": "LVM2_member", "size": size, "children": children}
+
+
+def test_the_emptiest_volume_group_counts(site, tools):
+    """A large one that is full hides none that was left empty."""
+    tools["vgs"] = (0, report(("data", "4000", "0"), ("ubuntu-vg", "474", "374")), "")
+    assert look(site)["host.lvm.unallocated"].value == pytest.approx(100 * 374 / 474)
 
 
 def test_all_volume_groups_are_read_behind_a_warning():
