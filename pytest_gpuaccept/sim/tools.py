@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from pytest_gpuaccept.sim import drive_files, nic_files, platform_files
 from pytest_gpuaccept.sim.files import boot_id
-from pytest_gpuaccept.sim.machine import UPTIME_S, LogLine, Machine
+from pytest_gpuaccept.sim.machine import QUIET, UPTIME_S, LogLine, Machine
 
 Command = Callable[[Machine, Sequence[str]], tuple[int, str, str]]
 """A tool: status, stdout and stderr for its command line."""
@@ -57,6 +57,8 @@ def _record(machine: Machine, n: int, line: LogLine) -> dict[str, str]:
 
 def _message(machine: Machine, line: LogLine) -> str:
     """Return the message; firmware that keeps AER to itself leaves it out of what it grants at boot."""
+    if line.message == QUIET:
+        return machine.host.kernel_said or QUIET
     granted = machine.host.aer_armed or "_OSC: OS now controls" not in line.message
     return line.message if granted else line.message.replace(" AER", "")
 
