@@ -133,7 +133,10 @@ def test_a_bad_line_is_refused_with_its_place(text, words, catalogue, write):
         (HEAD + '[line."gpu.burn.errors"]\nmin = 0\nsource = "s"', ("bad when it is high",)),
         (HEAD + '[line."gpu.burn.temperature"]\nmin = 0\nsource = "s"', ("bad when it is high",)),
         (HEAD + '[line."cpu.burn.load"]\nmin = 0\nsource = "s"', ("0 % cannot fail",)),
-        (HEAD + '[line."nvme.size"]\nmin = -100\nunit = "GB"\nsource = "s"\n[devices]\nnvme = ["nvme0"]', ("cannot fail",)),
+        (
+            HEAD + '[line."nvme.size"]\nmin = -100\nunit = "GB"\nsource = "s"\n[devices]\nnvme = ["nvme0"]',
+            ("cannot fail",),
+        ),
         (HEAD + '[line."host.cpu.offline"]\nmax = -1\nunit = "count"\nsource = "s"', ("-1 count cannot be met",)),
         (HEAD + '[line."ram.burn.coverage"]\nmin = 500\nsource = "s"', ("500 % cannot be met",)),
         (HEAD + '[line."cpu.burn.temperature"]\nmax = 4000\nsource = "s"', ("beyond any part's shutdown at 125 C",)),

@@ -11,6 +11,7 @@ STORED = ("monitoring.series", "monitoring.end_to_end")
 ENGINES = ("vllm.*", "llamacpp.*", "engines.cross")
 WHOLE_CARD = (
     "gpu.*", "gpu_pair.*", "cpu.combined.errors", *ENGINES, "monitoring.*", "power.*", "host.inventory.unchanged",
+    "host.events.before",
 )  # fmt: skip
 ALL_RATES = ("gpu.gemm.*", "gpu.burn.tflops", "gpu.combined.tflops", "gpu.combined.drop")
 BURNS = ("gpu.burn.*", "gpu.combined.*", "power.rails", "monitoring.end_to_end")
@@ -161,7 +162,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.aer.corrected_rate", "gpu.aer.storm", ("gpu.aer.corrected", "gpu.aer.outlier")),
     Proof("gpu.aer.corrected_rate", "gpu.aer.port", ("gpu.aer.corrected", "gpu.aer.outlier")),
     Proof("gpu.aer.uncorrected", "gpu.aer.uncorrected"),
-    Proof("gpu.aer.uncorrected", "host.kernel.blind", (*AER, "host.kernel.blindfolds")),
+    Proof("gpu.aer.uncorrected", "host.kernel.blind", (*AER, "host.kernel.blindfolds", "host.pcie_errors.*")),
     Proof("gpu.aer.replay_failed", "gpu.aer.rollover", ("gpu.aer.corrected", "gpu.aer.outlier")),
     Proof("gpu.aer.since_boot", "gpu.aer.before"),
     Proof("gpu.aer.outlier", "gpu.aer.corrected", ("gpu.aer.corrected",), "several"),
@@ -232,7 +233,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("cpu.burn.load", "cpu.burn.idle", ("cpu.burn.errors", *WITH_CPUS)),
     Proof("cpu.burn.errors", "cpu.burn.missing", ("cpu.burn.*", *WITH_CPUS)),
     Proof("cpu.burn.errors", "cpu.burn.killed", ("cpu.burn.*", *WITH_CPUS)),
-    Proof("cpu.burn.errors", "cpu.burn.shared", WITH_CPUS),
+    Proof("cpu.burn.errors", "cpu.burn.shared", ("cpu.burn.load", *WITH_CPUS)),
     Proof("cpu.burn.errors", "cpu.overheats", ("cpu.burn.*", *CPU_BURNS)),
     Proof("cpu.burn.errors", "cpu.sensor.lost", ("cpu.burn.*", *CPU_BURNS)),
     Proof("cpu.burn.load", "cpu.confined", ("cpu.burn.errors", *CPU_BURNS)),
@@ -296,7 +297,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("gpu.bar1", "gpu.bar.small"),
     Proof("host.board.model", "host.board"),
     Proof("host.os.release", "host.os"),
-    Proof("host.kernel.blindfolds", "host.kernel.blind", ("gpu.step.events", "gpu.aer.*")),
+    Proof("host.kernel.blindfolds", "host.kernel.blind", ("gpu.step.events", "gpu.aer.*", "host.pcie_errors.*")),
     Proof("host.psu", "host.psu"),
     Proof("power.psu", "host.psu.small"),
     Proof("host.chassis", "host.chassis"),
