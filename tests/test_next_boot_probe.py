@@ -303,3 +303,12 @@ def test_a_kernel_that_the_boot_loader_names_must_have_the_driver(site, file, te
     put(site, file, text)
     site.world.modules.pop(OLDER, None)
     assert take(site, "host.kernel.installed").value is value
+
+
+def test_a_saved_choice_counts_where_the_boot_loader_looks_at_it(site):
+    """Without `saved` as default, what stands there is of some time ago."""
+    site.world.modules.pop(OLDER, None)
+    put(site, "boot/grub/grubenv", f"saved_entry=gnulinux-{OLDER}\n")
+    for default, value in (("saved", False), ('"saved"', False), ("0", True)):
+        put(site, "etc/default/grub", f"GRUB_DEFAULT={default}\n")
+        assert take(site, "host.kernel.installed").value is value

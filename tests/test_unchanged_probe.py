@@ -207,3 +207,19 @@ def test_any_text_of_a_device_is_an_entry(profile, text):
     site = Site(world, profile, "host", {}, lambda name, content: "digest")
     assert "0000:41:00.0" in unchanged.pci_devices(site)
     assert isinstance(ask(replace(site, before=unchanged.start(site))), Measurement)
+
+
+def test_disks_that_come_and_go_are_no_change(site):
+    """A stick, remote media and what lies on a disk are not the machine's."""
+    world, passing = site.world, {"sdb": "1", "loop3": "0", "dm-7": "0", "sr0": "1"}
+    world.folders[unchanged.BLOCKS] = ["sda", "sda1", *passing]
+    world.files[f"{unchanged.BLOCKS}/sda1/partition"] = "1"
+    for name, removable in passing.items():
+        world.files |= {f"{unchanged.BLOCKS}/{name}/removable": removable, f"{unchanged.BLOCKS}/{name}/size": "1000"}
+    assert set(unchanged.disks(site)) == {"sda"}
+
+
+def test_a_disk_that_is_gone_is_said(site):
+    """A SATA disk, or the drive behind a controller that stays, goes with all that was on it."""
+    site.world.folders[unchanged.BLOCKS] = ["nvme0n1"]
+    assert "disks sda:" in ask(site).note

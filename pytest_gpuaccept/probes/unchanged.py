@@ -166,11 +166,13 @@ DRIVE = "model", "serial", "firmware_rev", "state"
 
 
 def disks(site: Site) -> dict[str, str]:
-    """Return the size of every disk, in sectors, by its kernel's name, without partitions and what lies on disks."""
+    """Return the size of every disk that stays in, in sectors, without partitions and what lies on disks."""
     found = {}
     for name in site.world.names(BLOCKS):
-        partition = attempt(partial(site.world.read, f"{BLOCKS}/{name}/partition"))
-        if isinstance(partition, Unmeasurable) and not NO_DISK.match(name):
+        said = {
+            file: attempt(partial(site.world.read, f"{BLOCKS}/{name}/{file}")) for file in ("partition", "removable")
+        }
+        if isinstance(said["partition"], Unmeasurable) and said["removable"] != "1" and not NO_DISK.match(name):
             found[name] = site.world.read(f"{BLOCKS}/{name}/size")
     return found
 

@@ -145,9 +145,11 @@ def newer_kernels(site: Site) -> list[str]:
 
 
 def _chosen(site: Site) -> list[str]:
-    """Return the installed kernels that the boot loader's own choice names: saved, for once, or by default."""
+    """Return the installed kernels that the boot loader's own choice names: for once, by default, or saved for that."""
     texts = [attempt(partial(site.world.read, path)) for path in GRUB]
     said = [line for text in texts if isinstance(text, str) for line in text.splitlines() if CHOICE.match(line)]
+    if any(re.match(r"GRUB_DEFAULT=(?!.?saved)", line) for line in said):
+        said = [line for line in said if not line.startswith("saved_entry=")]
     return [k for k in site.world.names(MODULES) if _whole(site, k) and any(_names(line, k) for line in said)]
 
 
