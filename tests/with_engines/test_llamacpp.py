@@ -63,13 +63,15 @@ def test_a_build_for_cpus_has_no_speed_of_gpus(site):
 def test_what_is_no_model_is_an_error_with_its_path(site, tmp_path, text):
     """A file that was cut off, or is another's, ends the load with one line."""
     (tmp_path / "bad.gguf").write_bytes(text)
-    with pytest.raises(Unmeasurable, match=r"llamacpp gave up: ValueError: Failed to load model from file: .*bad\.gguf"):
+    with pytest.raises(
+        Unmeasurable, match=r"llamacpp gave up: ValueError: Failed to load model from file: .*bad\.gguf"
+    ):
         list(llamacpp(replace(site, params={**site.params, "model": str(tmp_path / "bad.gguf")})))
 
 
 def test_an_interpreter_without_the_engine_is_refused_before_any_load(tmp_path):
     """The preflight names the option that says where the engine is."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     world = LiveWorld(python=str(tmp_path / "bare/bin/python"))
     assert "llama_cpp" in world.refuses("llamacpp")
     assert "--hw-python" in world.refuses("llamacpp")
