@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import pytest_gpuaccept.session  # noqa: F401 - loaded once, not by every pytester run
+import pytest_gpuaccept.session  # loaded once, not by every pytester run
+import pytest_gpuaccept.simulate  # noqa: F401 - the same; numpy cannot be loaded twice
 from pytest_gpuaccept.loader import SHIPPED as FILES
 from pytest_gpuaccept.loader import load_profile
 from pytest_gpuaccept.probe import Catalogue
