@@ -14,7 +14,7 @@ class Stand:
     version = "0.3.36"
 
     def __init__(self, clock, *, gpu=True, breaks=None):
-        self.clock, self.supports_gpu_offload, self.calls, self.breaks = clock, gpu, [], breaks
+        self.clock, self.supports_gpu_offload, self.calls, self.breaks, self.keeps = clock, gpu, [], breaks, 0
         self.lines = ["CUDA0 model buffer size = 1.00 MiB"]
 
     def load(self):
@@ -33,6 +33,10 @@ class Stand:
     def forget(self):
         """Note that nothing is kept."""
         self.calls.append("forget")
+
+    def kept(self):
+        """Keep what it was told to."""
+        return self.keeps
 
     def evaluate(self, tokens):
         """Take time, and note how many tokens came."""
@@ -87,6 +91,13 @@ def test_a_build_for_cpus_is_not_timed_unless_ordered(clock):
     model = Stand(clock, gpu=False)
     assert [record["kind"] for record in records(model)] == ["engine", "build"]
     assert len(of(records(model, on_cpu=True), "decode")) == 2
+
+
+def test_what_was_kept_before_a_request_is_told(clock):
+    """A prompt that was not computed has no time to its first token; the probe refuses it."""
+    model = Stand(clock)
+    model.keeps = 5
+    assert {record["cached"] for record in of(records(model), "request")} == {5}
 
 
 def test_a_request_that_breaks_is_a_failure_and_no_short_answer(clock):

@@ -46,6 +46,10 @@ class LlamaModel:
         self._llm.reset()
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._llm.ctx), True)  # noqa: FBT003 - data too
 
+    def kept(self) -> int:
+        """Return how many tokens are computed already: those that a prompt which begins alike would not compute."""
+        return int(self._llm.n_tokens)
+
     def evaluate(self, tokens: Sequence[int]) -> None:
         """Compute these tokens, and wait until it is done."""
         self._llm.eval(tokens)

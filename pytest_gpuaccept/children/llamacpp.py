@@ -6,7 +6,7 @@ Owns the loop and what it reports. What loads and computes is behind `Model`. Ne
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 Record = dict[str, Any]
@@ -39,6 +39,9 @@ class Model(Protocol):
 
     def forget(self) -> None:
         """Forget everything that was computed, so that nothing of it is used again."""
+
+    def kept(self) -> int:
+        """Return how many tokens are computed already."""
 
     def evaluate(self, tokens: Sequence[int]) -> None:
         """Compute these tokens behind those before, and wait until it is done."""
@@ -85,6 +88,7 @@ def _timed(model: Model, clock: Clock, ids: Sequence[int], *, whole: bool) -> fl
 def _request(model: Model, clock: Clock, prompt: Sequence[int], count: int) -> Record:
     """Answer a prompt, and return when its first and its last token came, and what it was."""
     model.forget()
+    cached = model.kept()
     began = first = clock.monotonic()
     said = list[int]()
     try:
@@ -97,9 +101,6 @@ def _request(model: Model, clock: Clock, prompt: Sequence[int], count: int) -> R
     most = max(Counter(said).values(), default=0)
     return {
         "kind": "request", "requested": count, "tokens": len(said), "seconds": ended - began,
-        "first_token_s": first - began, "cached": 0,
+        "first_token_s": first - began, "cached": cached,
         "digest": hashlib.sha256(repr(said).encode()).hexdigest(), "top_share": most / max(1, len(said)),
     }  # fmt: skip
-
-
-Opener = Callable[[Record], Model]

@@ -1,4 +1,4 @@
-"""llama.cpp itself, in a child of its own, on a small real model and the CPU: what it writes is what the probe reads."""
+"""llama.cpp itself, in a child of its own, on a small real model and the CPU: the probe reads what it writes."""
 
 import subprocess
 import sys
