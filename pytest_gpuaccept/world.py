@@ -37,13 +37,15 @@ Record = dict[str, Any]
 CHILD = Path(__file__).parent / "children" / "child.py"
 KERNEL_LOG = "/dev/kmsg"
 LOADS = frozenset({
-    "telemetry", "watch", "burn", "gemm", "steps", "copies", "memory", "products", "versions", "cold_read",
+    "telemetry", "watch", "burn", "gemm", "steps", "copies", "memory", "products", "versions", "cold_read", "llamacpp",
 })  # fmt: skip
 """Load scripts that children/scripts.py has."""
 SENSORS = frozenset({"telemetry", "watch"})
 """Those that only read, under this interpreter."""
 NO_TORCH = SENSORS | {"versions", "cold_read"}
-"""Those that run without torch."""
+"""Those that need nothing of the delivered interpreter."""
+CHECKS = {"llamacpp": "check_llamacpp"}
+"""Load -> the script that says whether its library is there; the others need torch."""
 CHECK_S = 300.0
 """Seconds that torch may take to come from a cold disk."""
 LOOK_S = 0.5
@@ -274,24 +276,25 @@ class LiveWorld:
         self.clock: Clock = SystemClock()
         self.root, self.python = root, python
         self.watcher: Watcher | None = None
-        self._torch: str | None = None
+        self._checked: dict[str, str] = {}
 
     def has(self, tool: str) -> bool:
         """Say whether a command can be found on PATH."""
         return shutil.which(tool) is not None
 
     def refuses(self, script: str) -> str:
-        """Say why torch under the delivered interpreter cannot load a GPU; asked once, and only for what needs it."""
+        """Say why the delivered interpreter cannot do it: torch that reaches no GPU, no engine; asked once of each."""
         if script in NO_TORCH:
             return ""
-        if self._torch is None:
+        check = CHECKS.get(script, "check")
+        if check not in self._checked:
             try:
-                with self.start("check", {}) as check:
-                    check.finish(timeout=CHECK_S)
-                self._torch = ""
+                with self.start(check, {}) as started:
+                    started.finish(timeout=CHECK_S)
+                self._checked[check] = ""
             except Unmeasurable as error:
-                self._torch = str(error)
-        return self._torch
+                self._checked[check] = str(error)
+        return self._checked[check]
 
     def command(
         self, argv: Sequence[str], *, timeout: float, watch: Callable[[], object] | None = None

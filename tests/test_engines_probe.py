@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_gpuaccept.errors import Unmeasurable
+from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
-from pytest_gpuaccept.probe import Site
+from pytest_gpuaccept.probe import Catalogue, Site
+from pytest_gpuaccept.probes import SHIPPED as ALL
 from pytest_gpuaccept.probes.engines import contract as engines
 from pytest_gpuaccept.probes.engines import llamacpp, vllm
 from pytest_gpuaccept.probes.engines import load as engine_load
@@ -301,6 +303,18 @@ def test_what_is_no_evidence_of_a_speed_costs_the_lines_that_rest_on_it(engine, 
     assert {name for name, o in found.items() if isinstance(o, NotMeasured)} == set(lines)
     for name in lines:
         assert reason in found[name].reason
+
+
+def test_an_order_for_the_cpus_is_measured_where_they_compute_alone():
+    """Then no GPU may hold weights, and no GPU's memory bounds the rate."""
+    alone = reduced("llamacpp", {"gpu": False}, log=buffers(cpu=40_000.0, splits=1))
+    assert alone["llamacpp.decode"].conditions["weights_on_gpus"] == 0
+    helped = reduced("llamacpp", {"gpu": False})
+    assert "hold weights, and the CPUs were ordered to compute alone" in helped["llamacpp.decode"].reason
+    card = load_profile("4x4090", Catalogue(ALL), SHIPPED)
+    ordered = card.model_copy(update={"params": {**card.params, "llamacpp": {**card.params["llamacpp"], "gpu": False}}})
+    assert engine_load.bandwidth_bound(card, "llamacpp") > 0
+    assert engine_load.bandwidth_bound(ordered, "llamacpp") is None
 
 
 def test_graph_splits_are_read_in_the_words_of_newer_builds_too():

@@ -18,6 +18,7 @@ from typing import Any
 from pytest_gpuaccept.children.cold_read import File, cold_read
 from pytest_gpuaccept.children.compute import Script, burn, gemm
 from pytest_gpuaccept.children.copies import copies
+from pytest_gpuaccept.children.llamacpp import llamacpp
 from pytest_gpuaccept.children.memory import memory
 from pytest_gpuaccept.children.products import products
 from pytest_gpuaccept.children.steps import steps
@@ -77,6 +78,19 @@ def _check(_params: Params, _clock: Clock) -> Script:
     yield {"kind": "check", "torch": str(torch.__version__), "cuda": str(torch.version.cuda)}
 
 
+def _llamacpp(params: Params, clock: Clock) -> Script:
+    binding = import_module("pytest_gpuaccept.children.llama_model")
+    settings = {**params, "n_gpu_layers": -1 if params["gpu"] else 0}
+    model = binding.LlamaModel(import_module("llama_cpp"), params["model"], settings)
+    own = {name: params[name] for name in ("prompt_tokens", "tokens", "repetitions", "warmups")}
+    yield from llamacpp(model, clock, on_cpu=not params["gpu"], **own)
+
+
+def _check_llamacpp(_params: Params, _clock: Clock) -> Script:
+    """Say whether this interpreter has llama.cpp at all."""
+    yield {"kind": "check", "llama_cpp": str(import_module("llama_cpp").__version__)}
+
+
 def _cold_read(params: Params, clock: Clock) -> Script:
     own = {name: value for name, value in params.items() if name != "path"}
     yield from cold_read(File(params["path"]), clock, **own)
@@ -117,6 +131,8 @@ SCRIPTS: dict[str, Callable[[Params, Clock], Script]] = {
     "memory": _on("torch_cells", "opened", memory),
     "products": _on("torch_products", "opened", products),
     "check": _check,
+    "check_llamacpp": _check_llamacpp,
+    "llamacpp": _llamacpp,
     "versions": _versions,
     "cold_read": _cold_read,
 }

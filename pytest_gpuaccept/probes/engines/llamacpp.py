@@ -36,8 +36,10 @@ EVEN = 0.25
 
 LLAMACPP_PARAMS: dict[str, Scalar] = {
     "model": "Llama-3.3-70B-Instruct-Q4_K_M.gguf", "bytes_per_token_gb": 41.9, "gpus_at_once": 1,
-    "prompt_tokens": 1302, "tokens": 256, "n_ctx": 2048, "n_batch": 2048, "n_ubatch": 512, "flash_attn": True, **SHARED,
+    "prompt_tokens": 1302, "tokens": 256, "n_ctx": 2048, "n_batch": 2048, "n_ubatch": 512, "flash_attn": True,
+    "gpu": True, **SHARED,
 }  # fmt: skip
+"""`gpu` false is an order for the CPUs alone."""
 
 
 BUFFER = re.compile(r"(\w+) +model buffer size = +(\d{1,9}(?:\.\d{1,9})?) MiB", re.ASCII)
@@ -81,6 +83,8 @@ def placement(logged: Sequence[str]) -> Offload:
 
 def _check_offload(run: Run) -> dict[str, Scalar]:
     """Refuse every speed that is not the GPUs'; return what proves that it is theirs."""
+    if not run.site.params["gpu"]:
+        return _on_cpu(run)
     if not run.one(BuildLine).supports_gpu_offload:
         refuse(
             "llama-cpp-python is a CPU-only build and ignores n_gpu_layers: install it again with"
@@ -100,6 +104,14 @@ def _check_offload(run: Run) -> dict[str, Scalar]:
             " operations fall back to the CPU; check the build's CUDA architectures"
         )
     return {"weights_on_gpus": round(found.share, 4), "gpus": len(found.gpus), "splits": found.splits}
+
+
+def _on_cpu(run: Run) -> dict[str, Scalar]:
+    """Return what shows that the CPUs alone computed, as ordered; raises Unmeasurable where GPUs hold weights."""
+    found = placement(run.logged())
+    if found.gpus:
+        refuse(f"{', '.join(sorted(found.gpus))} hold weights, and the CPUs were ordered to compute alone")
+    return {"weights_on_gpus": 0.0, "gpus": 0, "splits": found.splits}
 
 
 def _check_even(found: Offload, ordered: int) -> None:

@@ -196,13 +196,14 @@ class Run:
 
 
 def bandwidth_bound(profile: Profile, engine: str) -> float | None:
-    """Return the tok/s that memory bandwidth allows one stream, None where the profile does not say.
+    """Return the tok/s that the GPUs' memory bandwidth allows one stream, None where the profile does not say.
 
     GPUs reading at once x memory bandwidth / bytes read per token; decoding one stream reads every
     weight once, so no kernel can pass it.
     """
     card, params = profile.card, profile.params.get(engine, {})
-    if card is None or not {"bytes_per_token_gb", "gpus_at_once"} <= params.keys():
+    on_cpu = params.get("gpu") is False
+    if card is None or on_cpu or not {"bytes_per_token_gb", "gpus_at_once"} <= params.keys():
         return None
     bandwidth = float(params["gpus_at_once"]) * card.facts.memory_bandwidth_gbs
     return bandwidth / float(params["bytes_per_token_gb"])
