@@ -67,6 +67,20 @@ def test_none_counted_by_devices_that_do_not_report_is_not_proven(world, profile
     assert all(f"{DRIVE} does not report" in outcome.reason for outcome in found.values())
 
 
+def test_a_device_that_does_not_say_what_it_is_proves_nothing(world, profile, monkeypatch):
+    """Whether it must report its errors is not known then, and that is no reason not to ask."""
+    read = world.read
+
+    def refuse(path):
+        if path.endswith(f"{DRIVE}/uevent"):
+            message = f"{path} cannot be read: Permission denied"
+            raise Unmeasurable(message)
+        return read(path)
+
+    monkeypatch.setattr(world, "read", refuse)
+    assert all("Permission denied" in getattr(outcome, "reason", "") for outcome in whole_run(world, profile).values())
+
+
 def test_none_counted_where_the_kernel_does_not_listen_is_not_proven(world, profile):
     """The counters are there all the same, and stay at zero."""
     world.machine.host.aer_armed = False

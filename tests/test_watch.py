@@ -16,6 +16,7 @@ from pytest_gpuaccept.loader import SHIPPED, load_profile
 from pytest_gpuaccept.measurement import Measurement, NotMeasured
 from pytest_gpuaccept.probe import Catalogue, Probe, Site
 from pytest_gpuaccept.probes import watch as probe
+from pytest_gpuaccept.probes.drives.drive import Drive
 from pytest_gpuaccept.probes.kernel.counts import damage
 from pytest_gpuaccept.probes.watch import Charge, Source, Watch
 from pytest_gpuaccept.sim.nvml import binding, uuid_of
@@ -446,3 +447,11 @@ def test_dead_poll(world, catalogue):
     assert isinstance(gap, NotMeasured)
     assert "Killed" in gap.reason
     assert isinstance(bench.outcome("gpu.watch.events", "gpu1"), Measurement)
+
+
+@pytest.mark.parametrize(("drive", "watched"), [("nvme0n1", True), ("sda", False)])
+def test_an_nvme_drive_of_several_controllers_is_not_left_out(monkeypatch, drive, watched):
+    """Its log cannot be asked for, which is said; a drive that is no NVMe drive has none."""
+    backing = SimpleNamespace(drives=(Drive("259:0", drive, ""),))
+    monkeypatch.setattr(probe, "drives_of", lambda _site: backing)
+    assert bool(probe._drives(SimpleNamespace(device="nvme0", world=None))) is watched

@@ -267,7 +267,7 @@ def _drives(site: Site) -> dict[str, Source]:
             site.device, f"health log, {drive.name}", health_counts, ask=partial(_health, site, drive)
         )
         for drive in drives
-        if drive.controller
+        if drive.name.startswith("nvme")
     }  # fmt: skip
 
 

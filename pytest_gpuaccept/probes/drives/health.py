@@ -167,7 +167,9 @@ READERS: tuple[tuple[str, tuple[str, ...], Callable[[Completed], Health]], ...] 
 def read(world: World, drive: Drive) -> Health:
     """Return a drive's log by the first tool that gives it; raises Unmeasurable with what each said."""
     if not drive.controller:
-        message = f"{drive.name} is no NVMe drive: it has no NVMe health log"
+        several = drive.name.startswith("nvme")
+        why = "has several NVMe controllers, of which none is its own" if several else "is no NVMe drive"
+        message = f"{drive.name} {why}: it has no NVMe health log"
         raise Unmeasurable(message)
     device, reasons = f"/dev/{drive.controller.rpartition('/')[2]}", []
     for tool, arguments, parse in READERS:

@@ -92,7 +92,9 @@ def _unheard(site: Site, address: str, severity: str, log: KernelLog | Unmeasura
     """
     above = aer.hops(site, address)
     uevent = attempt(partial(site.world.read, f"{aer.PCI}/{address}/uevent"))
-    found = re.search(r"^PCI_CLASS=([0-9A-F]{1,6})$", str(uevent), re.MULTILINE)
+    if isinstance(uevent, Unmeasurable):
+        return (f"what {address} is cannot be told: {uevent}",)
+    found = re.search(r"^PCI_CLASS=([0-9A-F]{1,6})$", uevent, re.MULTILINE)
     kind = int(found[1], 16) >> 8 if found else 0
     virtual = isinstance(attempt(partial(site.world.read, f"{aer.PCI}/{address}/physfn/uevent")), str)
     if kind != PORT and (virtual or len(above) == 1 or kind >> 8 not in DATA):
